@@ -1,0 +1,69 @@
+"""The command line: Hydra's, with mistakes told in a line or two and exit code 2."""
+
+import os
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from mnist_sweep.config import CONF_DIR
+from mnist_sweep.errors import UserError, did_you_mean
+
+
+@hydra.main(config_path=str(CONF_DIR), config_name="config")
+def task(cfg: DictConfig) -> float | None:
+    """One run: what Hydra calls for `python -m mnist_sweep`, and a worker for every trial."""
+    from mnist_sweep.train import train  # imports torch: not for --help or a config error
+
+    try:
+        return train(cfg)
+    except UserError as error:
+        if HydraConfig.get().mode is RunMode.MULTIRUN or _wants_traceback():
+            raise
+        sys.exit(_fail(str(error)))
+
+
+def main() -> None:
+    if _wants_traceback():
+        task()
+        return
+    # Hydra would print its errors and exit with 1; asked for the exception, it lets us word them.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        task()
+    except (HydraException, OmegaConfBaseException, UserError) as error:
+        sys.exit(_fail(_explain(error)))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _wants_traceback() -> bool:
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def _explain(error: Exception) -> str:
+    """The error of a composition in a line or two, with the choices that would have worked."""
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        hint = did_you_mean(choice, error.options)
+        return f"{group}={choice}: no such choice{hint}; there are {', '.join(error.options)}"
+    cause = error.__cause__ or error
+    message = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    if not isinstance(cause, OmegaConfBaseException):
+        return str(error).strip()
+    key = cause.full_key or str(cause.key)
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
+        choices = [str(k) for k in cause.parent_node if not str(k).startswith("_")]
+        hint = did_you_mean(str(cause.key), choices)
+        return f"{key}: no such key{hint}; there are {', '.join(choices)}"
+    reason = str(cause.msg or cause).splitlines()[0]
+    return f"{key}: {reason}" if key and key != "None" else (message or reason)

@@ -1,0 +1,227 @@
+"""Types, defaults and cross-field checks of every fixed setting.
+
+The files under conf/ start from these classes (`/schema/<name>@_here_`), so a wrong type or a
+misspelt key fails while Hydra composes the configuration, before anything is created.
+"""
+
+import inspect
+import os
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from mnist_sweep.errors import UserError, did_you_mean
+
+# What an epoch reports; `objective` names one of them.
+EPOCH_METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
+
+# Only code under these names is run for a `_target_`; MNIST_SWEEP_TRUST adds the user's packages.
+TRUSTED = ("mnist_sweep.*", "torch.*", "torchvision.*", "optuna.*")
+
+_PACKAGE = Path(__file__).parent
+# In a checkout conf/ lies beside the package, in a wheel inside it.
+CONF_DIR = next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir())
+
+
+@dataclass
+class CNNConfig:
+    """Arguments of `mnist_sweep.models.CNN`."""
+
+    _target_: str = "mnist_sweep.models.CNN"
+    stages: list[list[int]] = field(default_factory=list)  # channels of each stage's convolutions
+    head: list[int] = field(default_factory=list)  # widths of the hidden linear layers
+    kernel_size: int = 3
+    padding: Literal["same", "valid"] = "same"
+    activation: str = "ReLU"  # a class of torch.nn
+    activate: Literal["conv", "stage"] = "conv"  # after every convolution, or once a stage
+    batch_norm: bool = False  # after every convolution
+    pool: Literal["max", "none"] = "max"  # 2x2, stride 2, at the end of every stage
+    dropout: float = 0.0  # after every hidden linear layer
+
+
+@dataclass
+class AdamConfig:
+    _target_: str = MISSING
+    _partial_: bool = True
+    lr: float = MISSING
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+
+@dataclass
+class SGDConfig:
+    _target_: str = MISSING
+    _partial_: bool = True
+    lr: float = MISSING
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+
+
+@dataclass
+class SchedulerConfig:
+    interval: Literal["step", "epoch", "objective"] = "epoch"  # what its step() follows
+    total_steps_as: str | None = None  # the factory's argument for the steps of the whole run
+    factory: dict[str, Any] | None = None  # _target_ and arguments; null: constant learning rate
+
+
+@dataclass
+class AffineConfig:
+    degrees: float = 10.0  # rotation in -degrees..degrees
+    scale: float = 0.1  # size in 1-scale..1+scale
+    shift_px: float = 2.0  # translation in pixels, both axes
+
+
+@dataclass
+class DataConfig:
+    name: str = MISSING
+    root: str = "${oc.env:MNIST_SWEEP_DATA,data}"
+    source: dict[str, Any] = field(default_factory=dict)  # _target_(root, ...) -> data.Arrays
+    classes: list[str] | None = None  # names in label order; null: 0, 1, 2, ...
+    on_missing: Literal["embedded", "error"] = "embedded"
+    batch_size: int = 64
+    val_size: int = 5000  # images held out of the training set, stratified
+    train_size: int | None = None  # images left to train on, stratified; null: all
+    split_seed: int = "${seed}"  # type: ignore[assignment]  # an interpolation
+    augment: Literal["none", "affine"] = "none"
+    affine: AffineConfig = field(default_factory=AffineConfig)
+
+
+@dataclass
+class EarlyStoppingConfig:
+    patience: int | None = None  # epochs without a better objective; null: never stop early
+    min_delta: float = 0.0
+
+
+@dataclass
+class TrainerConfig:
+    max_epochs: int = 10
+    max_minutes: float | None = None  # of training; the epoch at hand is cut short
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
+    grad_clip: float | None = None  # largest norm of the whole gradient
+    label_smoothing: float = 0.0
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    resume: str | None = None  # directory of the run to go on with
+
+
+@dataclass
+class TrackingConfig:
+    enabled: bool = True
+    uri: str | None = None  # null: SQLite under `store`; or http://host:5000, postgresql://...
+    experiment: str = "mnist_sweep"
+    run_name: str | None = None
+    log_model: bool = True
+
+
+@dataclass
+class Config:
+    model: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    seed: int = 0
+    device: str = "auto"
+    objective: str = "val/accuracy"
+    direction: Literal["maximize", "minimize"] = "maximize"
+    store: str = "mlruns"
+
+
+def register() -> None:
+    """Make the schemas known to Hydra. Done at import; call it again where Hydra's state was reset."""
+    store = ConfigStore.instance()
+    schemas: dict[str, type] = {
+        "config": Config,
+        "cnn": CNNConfig,
+        "adam": AdamConfig,
+        "sgd": SGDConfig,
+        "scheduler": SchedulerConfig,
+        "data": DataConfig,
+        "trainer": TrainerConfig,
+        "tracking": TrackingConfig,
+    }
+    for name, schema in schemas.items():
+        store.store(group="schema", name=name, node=schema, provider="mnist_sweep")
+
+
+register()
+
+
+def check(cfg: DictConfig) -> None:
+    """What no single field's type can say. Raises one UserError with every problem found."""
+    problems = []
+
+    def need(condition: bool, key: str, expected: str) -> None:
+        if not condition:
+            problems.append(f"{key}={OmegaConf.select(cfg, key)}: {expected}")
+
+    if cfg.objective not in EPOCH_METRICS:
+        hint = did_you_mean(cfg.objective, EPOCH_METRICS)
+        problems.append(
+            f"objective={cfg.objective}: expected one of {', '.join(EPOCH_METRICS)}{hint}"
+        )
+    need(cfg.data.batch_size >= 1, "data.batch_size", "expected at least 1")
+    need(cfg.data.val_size >= 1, "data.val_size", "expected at least 1")
+    need(cfg.data.train_size is None or cfg.data.train_size >= 1, "data.train_size", "at least 1")
+    need(cfg.trainer.max_epochs >= 1, "trainer.max_epochs", "expected at least 1")
+    smoothing = cfg.trainer.label_smoothing
+    need(0 <= smoothing < 1, "trainer.label_smoothing", "expected 0 or more and below 1")
+    learning_rate = OmegaConf.select(cfg, "optimizer.lr")
+    if learning_rate is not None:
+        need(learning_rate > 0, "optimizer.lr", "expected a number above 0")
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def build(node: DictConfig, *args: Any, **kwargs: Any) -> Any:
+    """Call the `_target_` of `node` with its arguments, `args`, and those of `kwargs` that it names.
+
+    Raises:
+        UserError: the target is not trusted, not found, or does not take its arguments.
+    """
+    factory = bind(node)
+    named = inspect.signature(factory.func).parameters
+    try:
+        return factory(*args, **{key: value for key, value in kwargs.items() if key in named})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"cannot build {node._target_}: {error}") from error
+
+
+def bind(node: DictConfig) -> "partial[Any]":
+    """The `_target_` of `node` with its arguments, not called yet. Raises UserError like `build`."""
+    target = str(node._target_)
+    trusted = (*TRUSTED, *filter(None, os.environ.get("MNIST_SWEEP_TRUST", "").split(",")))
+    try:
+        bound = instantiate(node, _partial_=True, _convert_="all", _execution_whitelist_=trusted)
+        assert isinstance(bound, partial)
+        return bound
+    except HydraException as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        hint = ""
+        if not any(target.startswith(pattern.rstrip("*")) for pattern in trusted):
+            hint = f"; if you trust it, set MNIST_SWEEP_TRUST={target.split('.', maxsplit=1)[0]}.*"
+        raise UserError(f"cannot build {target}: {reason}{hint}") from error
+
+
+def flatten(cfg: DictConfig) -> dict[str, str]:
+    """The resolved configuration as {dotted key: value}."""
+    flat: dict[str, str] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), value)
+        else:
+            flat[prefix] = str(node)
+
+    walk("", OmegaConf.to_container(cfg, resolve=True))
+    return flat

@@ -1,0 +1,14 @@
+"""The one exception that is the user's to mend: shown as one line, exit code 2."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Says what was expected, what came, and what to do."""
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """' (did you mean ...?)' where one of `choices` is close to `word`, else an empty string."""
+    close = difflib.get_close_matches(word, list(choices), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""

@@ -1,0 +1,135 @@
+"""Networks: images [N, C, H, W] float32 in 0..1 -> logits [N, n_classes]."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from mnist_sweep.errors import UserError, did_you_mean
+
+
+class CNN(nn.Sequential):
+    """Stages of convolutions, a pool at the end of each, then hidden linear layers and the logits.
+
+    Args:
+        in_shape: (C, H, W) of an image.
+        n_classes: number of logits.
+        stages: for each stage the output channels of its convolutions; none: a plain MLP.
+        head: widths of the hidden linear layers.
+        padding: "same" keeps the size through a convolution, "valid" pads nothing.
+        activation: name of a class of torch.nn.
+        activate: after every convolution, or once at the end of each stage.
+        pool: "max" halves the size at the end of each stage, "none" keeps it.
+
+    Raises:
+        UserError: the sizes leave no pixel, or `activation` is no class of torch.nn.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_shape: tuple[int, int, int],
+        n_classes: int,
+        stages: Sequence[Sequence[int]],
+        head: Sequence[int],
+        kernel_size: int = 3,
+        padding: str = "same",
+        activation: str = "ReLU",
+        activate: str = "conv",
+        batch_norm: bool = False,
+        pool: str = "max",
+        dropout: float = 0.0,
+    ) -> None:
+        act = _activation(activation)
+        layers: list[nn.Module] = []
+        channels, *size = in_shape
+        for stage in stages:
+            for width in stage:
+                layers.append(nn.Conv2d(channels, width, kernel_size, padding=padding))
+                channels = width
+                if padding == "valid":
+                    size = [s - kernel_size + 1 for s in size]
+                if batch_norm:
+                    layers.append(nn.BatchNorm2d(width))
+                if activate == "conv":
+                    layers.append(act())
+            if activate == "stage":
+                layers.append(act())
+            if pool == "max":
+                layers.append(nn.MaxPool2d(2))
+                size = [s // 2 for s in size]
+        if min(size) < 1:
+            raise UserError(
+                f"model.stages={[list(s) for s in stages]} with kernel_size={kernel_size}, padding="
+                f"{padding} and pool={pool} leaves nothing of {in_shape[1]}x{in_shape[2]} pixels"
+            )
+        layers.append(nn.Flatten())
+        features = channels * size[0] * size[1]
+        for width in head:
+            layers += [nn.Linear(features, width), act()]
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+            features = width
+        layers.append(nn.Linear(features, n_classes))
+        super().__init__(*layers)
+
+
+class Normalize(nn.Module):
+    """Subtracts a mean and divides by a standard deviation, each a channel."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (images - self.mean) / self.std
+
+
+class Classifier(nn.Sequential):
+    """A network with its normalisation in front, so that a saved model takes plain pixels in 0..1."""
+
+    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.normalize = Normalize(mean, std)
+        self.net = net
+
+
+def n_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def summary(model: nn.Module, in_shape: tuple[int, int, int]) -> list[tuple[str, str, int]]:
+    """(layer, output shape without the batch, parameters) for every leaf, in forward order."""
+    rows: list[tuple[str, str, int]] = []
+
+    def note(module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        shape = "x".join(map(str, output.shape[1:]))
+        rows.append((type(module).__name__, shape, n_parameters(module)))
+
+    leaves = [m for m in model.modules() if not list(m.children())]
+    hooks = [leaf.register_forward_hook(note) for leaf in leaves]
+    training = model.training
+    try:
+        with torch.no_grad():
+            device = next(model.parameters()).device
+            model.eval()(torch.zeros(1, *in_shape, device=device))
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return rows
+
+
+def _activation(name: str) -> type[nn.Module]:
+    found = getattr(nn, name, None)
+    if isinstance(found, type) and issubclass(found, nn.Module):
+        return found
+    choices = dir(nn.modules.activation)
+    raise UserError(
+        f"model.activation={name}: no class of torch.nn{did_you_mean(name, choices)}; "
+        "ReLU, GELU, SiLU, ELU and Tanh are some"
+    )

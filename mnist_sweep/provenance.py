@@ -1,0 +1,81 @@
+"""What a run was made of: code, packages, machine, process."""
+
+import os
+import platform
+import socket
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+
+PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "mlflow", "optuna", "numpy")
+
+
+@cache
+def git_state() -> tuple[str, str]:
+    """(commit, uncommitted diff) of the code's checkout; ("none", "") outside of one.
+
+    Read once a process: what is imported does not change when the files do.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    try:
+        return git("rev-parse", "HEAD").strip(), git("diff", "HEAD")
+    except (OSError, subprocess.CalledProcessError):
+        return "none", ""
+
+
+@cache
+def package_versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "none"
+    return found
+
+
+@cache
+def boot_id() -> str:
+    """Changes at every start of the machine, so that a process id is not taken for an older one."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return str(int(psutil.boot_time()))
+
+
+def process_identity() -> dict[str, str]:
+    """Names this process for good: host, boot, pid and start time (seconds since the epoch)."""
+    process = psutil.Process()
+    return {
+        "host": socket.gethostname(),
+        "boot_id": boot_id(),
+        "pid": str(os.getpid()),
+        "process_started": f"{process.create_time():.2f}",
+    }
+
+
+def is_dead(identity: dict[str, str]) -> bool:
+    """Whether the process of `identity` surely ended; of another host nothing is known: False."""
+    if identity.get("host") != socket.gethostname():
+        return False
+    if identity.get("boot_id") != boot_id():
+        return True
+    try:
+        process = psutil.Process(int(identity["pid"]))
+        started = f"{process.create_time():.2f}"
+        return process.status() == psutil.STATUS_ZOMBIE or started != identity["process_started"]
+    except psutil.NoSuchProcess:
+        return True
+
+
+def command_line() -> str:
+    """The command that was typed, as far as the process knows."""
+    return "python -m mnist_sweep " + " ".join(sys.argv[1:])

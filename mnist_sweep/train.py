@@ -1,0 +1,223 @@
+"""One run from its configuration to its objective: the whole path."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.optim import Optimizer
+
+from mnist_sweep import config, console, interrupt, metrics, models, provenance
+from mnist_sweep import data as datasets
+from mnist_sweep.data import Dataset
+from mnist_sweep.device import autocast_dtype, describe, pick_device
+from mnist_sweep.errors import UserError
+from mnist_sweep.trainer import (
+    REPORTER,
+    Augment,
+    Evaluation,
+    NullTracker,
+    State,
+    Tracker,
+    Trainer,
+)
+
+log = logging.getLogger(__name__)
+
+# Tags of the run, by who asked for it.
+TAGS: ContextVar[Mapping[str, str]] = ContextVar("tags", default={})
+
+
+def train(cfg: DictConfig) -> float:
+    """Run `cfg` and return the objective of the epoch that was best on validation."""
+    started = time.monotonic()
+    config.check(cfg)
+    directory = Path(HydraConfig.get().runtime.output_dir)
+    device = pick_device(cfg.device)
+    torch.manual_seed(cfg.seed)
+
+    data = load_data(cfg.data).to(device)
+    model = build_model(cfg.model, data).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trainer = build_trainer(cfg, model, data, directory)
+    announce(model, data, device, directory)
+
+    with interrupt.obeyed(), open_tracker(cfg, data, device) as tracker:
+        if cfg.trainer.resume:
+            trainer.restore(Path(cfg.trainer.resume))
+        fit = trainer.fit(tracker, REPORTER.get())
+        summary = {
+            "best_epoch": fit.best_epoch,
+            "n_parameters": models.n_parameters(model),
+            "fit_s": fit.seconds,
+            **{
+                f"best/{name}": fit.history[fit.best_epoch - 1][name]
+                for name in config.EPOCH_METRICS
+            },
+        }
+        if fit.pruned:
+            tracker.set_tags({"state": "pruned"})
+        else:
+            val, test = trainer.evaluate(data.val), trainer.evaluate(data.test)
+            summary |= {"test/loss": test.loss, "test/accuracy": test.accuracy}
+            tracker.log_artifacts(partial(write_results, data=data, fit=fit, val=val, test=test))
+            if cfg.tracking.log_model:
+                example = datasets.to_float(data.val.images[:2].cpu()).numpy()
+                tracker.log_model(model.cpu().eval(), example)
+        summary["run_s"] = time.monotonic() - started
+        tracker.log_metrics(summary, step=fit.epoch)
+        REPORTER.get().finish(summary)
+    conclude(summary, fit)
+    return float(summary[f"best/{cfg.objective}"])
+
+
+def load_data(cfg: DictConfig) -> Dataset:
+    return datasets.load(
+        config.bind(cfg.source),
+        name=cfg.name,
+        root=cfg.root,
+        val_size=cfg.val_size,
+        split_seed=cfg.split_seed,
+        train_size=cfg.train_size,
+        classes=cfg.classes,
+        embedded_if_missing=cfg.on_missing == "embedded",
+    )
+
+
+def build_model(cfg: DictConfig, data: Dataset) -> nn.Module:
+    net = config.build(cfg, in_shape=data.shape, n_classes=len(data.classes))
+    return models.Classifier(net, data.mean, data.std)
+
+
+def build_trainer(cfg: DictConfig, model: nn.Module, data: Dataset, directory: Path) -> Trainer:
+    n_train, device = len(data.train), data.train.images.device
+    if cfg.data.batch_size > n_train:
+        raise UserError(
+            f"data.batch_size={cfg.data.batch_size} is larger than the {n_train} training images"
+        )
+    # fused: one kernel for all parameters, on the CPU too; left out where an optimizer has none
+    optimizer = config.build(cfg.optimizer, model.parameters(), fused=device.type != "mps")
+    return Trainer(
+        model,
+        optimizer,
+        build_schedule(cfg, optimizer, steps_per_epoch=-(-n_train // cfg.data.batch_size)),
+        data,
+        OmegaConf.to_object(cfg.trainer),  # type: ignore[arg-type]  # a TrainerConfig
+        interval=cfg.scheduler.interval,
+        batch_size=cfg.data.batch_size,
+        augment=build_augment(cfg.data),
+        autocast_dtype=autocast_dtype(cfg.trainer.precision, device),
+        objective=cfg.objective,
+        maximize=cfg.direction == "maximize",
+        directory=directory,
+        seed=cfg.seed,
+    )
+
+
+def build_schedule(cfg: DictConfig, optimizer: Optimizer, steps_per_epoch: int) -> Any:
+    """The one place where epochs become steps."""
+    if cfg.scheduler.factory is None:
+        return None
+    length = {}
+    if cfg.scheduler.total_steps_as:
+        length[cfg.scheduler.total_steps_as] = cfg.trainer.max_epochs * steps_per_epoch
+    return config.build(cfg.scheduler.factory, optimizer, **length)
+
+
+def build_augment(cfg: DictConfig) -> Augment | None:
+    if cfg.augment == "none":
+        return None
+    strength: Any = OmegaConf.to_container(cfg.affine)
+    return lambda images, generator: datasets.affine(images, generator=generator, **strength)
+
+
+def announce(model: nn.Module, data: Dataset, device: torch.device, directory: Path) -> None:
+    parts = [f"{len(split):,} {name}" for name, split in data.splits.items()]
+    log.info("%s: %s images, on %s", data.name, ", ".join(parts), describe(device))
+    title = f"model: {models.n_parameters(model):,} parameters"
+    console.model_table(models.summary(model, data.shape), title)
+    log.info("run directory: %s", directory)
+
+
+def conclude(summary: Mapping[str, float], fit: State) -> None:
+    best = f"best epoch {fit.best_epoch}: validation {100 * summary['best/val/accuracy']:.2f} %"
+    if fit.pruned:
+        log.info("pruned after epoch %d; %s", fit.epoch, best)
+        return
+    test = f"test {100 * summary['test/accuracy']:.2f} % (loss {summary['test/loss']:.4f})"
+    log.info("%s, %s, %.1f s", best, test, summary["run_s"])
+
+
+@contextmanager
+def open_tracker(cfg: DictConfig, data: Dataset, device: torch.device) -> Iterator[Tracker]:
+    """The record of this run, begun with all that it was made of; closed when the block ends."""
+    if not cfg.tracking.enabled:
+        yield NullTracker()
+        return
+    from mnist_sweep import tracking  # imports mlflow
+
+    uri = tracking.store_uri(cfg.tracking.uri, cfg.store)
+    experiment_id = tracking.prepare(uri, cfg.store, cfg.tracking.experiment)
+    choices = HydraConfig.get().runtime.choices
+    commit, diff = provenance.git_state()
+    tags = {
+        "model": str(choices.get("model")),
+        "data": data.name,
+        "data.sha256": data.digest,
+        "device": describe(device),
+        "git.commit": commit,
+        "git.dirty": str(bool(diff)).lower(),
+        "directory": HydraConfig.get().runtime.output_dir,
+        "overrides": " ".join(HydraConfig.get().overrides.task),
+        **{f"version.{name}": v for name, v in provenance.package_versions().items()},
+        **TAGS.get(),
+    }
+
+    def write_inputs(folder: Path) -> None:
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        (folder / "code.diff").write_text(diff)
+
+    with tracking.start_run(
+        uri,
+        experiment_id,
+        name=cfg.tracking.run_name or tags["model"],
+        tags=tags,
+        params=config.flatten(cfg),
+    ) as tracker:
+        sizes = {name: len(split) for name, split in data.splits.items()}
+        tracker.log_dataset(data.name, data.digest, cfg.data.root, sizes)
+        tracker.log_artifacts(write_inputs)
+        yield tracker
+
+
+def write_results(
+    folder: Path, *, data: Dataset, fit: State, val: Evaluation, test: Evaluation
+) -> None:
+    """What a run leaves for the eye and for later comparison."""
+    from mnist_sweep import figures  # imports matplotlib
+
+    val_labels, test_labels = data.val.labels.cpu().numpy(), data.test.labels.cpu().numpy()
+    np.savez_compressed(
+        folder / "predictions.npz",
+        val_probabilities=val.probabilities,
+        val_labels=val_labels,
+        val_indices=data.val.indices,
+        test_probabilities=test.probabilities,
+        test_labels=test_labels,
+    )
+    predicted = test.probabilities.argmax(1)
+    matrix = metrics.confusion_matrix(predicted, test_labels, len(data.classes))
+    (folder / "confusion_matrix.csv").write_text(metrics.confusion_csv(matrix, data.classes))
+    n_wrong = int((predicted != test_labels).sum())
+    title = f"{n_wrong} of {len(test_labels):,} test images of {data.name} are taken for another"
+    figure = figures.confusion_matrix(matrix, data.classes, title)
+    figure.savefig(folder / "confusion_matrix.png")
+    figures.learning_curves(fit.history, fit.best_epoch).savefig(folder / "learning_curves.png")
