@@ -13,6 +13,9 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from mnist_sweep.config import CONF_DIR
 from mnist_sweep.errors import UserError, did_you_mean
 
+# Read before `main` sets it for its own purpose.
+WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
+
 
 @hydra.main(config_path=str(CONF_DIR), config_name="config")
 def task(cfg: DictConfig) -> float | None:
@@ -22,13 +25,13 @@ def task(cfg: DictConfig) -> float | None:
     try:
         return train(cfg)
     except UserError as error:
-        if HydraConfig.get().mode is RunMode.MULTIRUN or _wants_traceback():
+        if HydraConfig.get().mode is RunMode.MULTIRUN or WANTS_TRACEBACK:
             raise
         sys.exit(_fail(str(error)))
 
 
 def main() -> None:
-    if _wants_traceback():
+    if WANTS_TRACEBACK:
         task()
         return
     # Hydra would print its errors and exit with 1; asked for the exception, it lets us word them.
@@ -39,10 +42,6 @@ def main() -> None:
         sys.exit(_fail(_explain(error)))
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _wants_traceback() -> bool:
-    return os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 def _fail(message: str) -> int:
