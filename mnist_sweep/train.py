@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from mnist_sweep import data as datasets
 from mnist_sweep.data import Dataset
 from mnist_sweep.device import autocast_dtype, describe, pick_device
 from mnist_sweep.errors import UserError
+from mnist_sweep.reporting import REPORTER, TAGS
 from mnist_sweep.trainer import (
-    REPORTER,
     Augment,
     Evaluation,
     NullTracker,
@@ -32,9 +31,6 @@ from mnist_sweep.trainer import (
 )
 
 log = logging.getLogger(__name__)
-
-# Tags of the run, by who asked for it.
-TAGS: ContextVar[Mapping[str, str]] = ContextVar("tags", default={})
 
 
 def train(cfg: DictConfig) -> float:

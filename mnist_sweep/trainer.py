@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -23,6 +22,7 @@ from mnist_sweep.config import TrainerConfig
 from mnist_sweep.data import Dataset, Split, batches, to_float
 from mnist_sweep.errors import UserError
 from mnist_sweep.interrupt import Deferred
+from mnist_sweep.reporting import Reporter
 
 log = logging.getLogger(__name__)
 
@@ -61,27 +61,6 @@ class NullTracker:
 
     def log_model(self, model: nn.Module, example: NDArray[np.float32]) -> None:
         pass
-
-
-class Reporter(Protocol):
-    """Who asked for the run: hears of every epoch and may end it early."""
-
-    def report(self, epoch: int, metrics: Mapping[str, float]) -> bool:
-        """Takes the metrics of a finished epoch (from 1 on); True ends the run as pruned."""
-
-    def finish(self, summary: Mapping[str, float]) -> None:
-        """Takes the figures of the whole run."""
-
-
-class NullReporter:
-    def report(self, epoch: int, metrics: Mapping[str, float]) -> bool:
-        return False
-
-    def finish(self, summary: Mapping[str, float]) -> None:
-        pass
-
-
-REPORTER: ContextVar[Reporter] = ContextVar("reporter", default=NullReporter())
 
 
 class DivergedError(UserError):
