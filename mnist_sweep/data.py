@@ -263,7 +263,9 @@ def _channel_stats(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[
     values = np.arange(256) / 255
     means, stds = [], []
     for channel in range(images.shape[1]):
-        weights = np.bincount(images[:, channel].reshape(-1), minlength=256)
+        # block by block: bincount makes eight bytes of every pixel it is given
+        blocks = (images[i : i + 1000, channel].reshape(-1) for i in range(0, len(images), 1000))
+        weights = np.sum([np.bincount(block, minlength=256) for block in blocks], axis=0)
         mean = float(np.average(values, weights=weights))
         std = math.sqrt(np.average((values - mean) ** 2, weights=weights))
         means.append(mean)
