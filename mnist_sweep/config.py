@@ -35,12 +35,15 @@ class CNNConfig:
 
     _target_: str = "mnist_sweep.models.CNN"
     stages: list[list[int]] = field(default_factory=list)  # channels of each stage's convolutions
+    nf: int = 1  # what the numbers of `stages` are multiples of
     head: list[int] = field(default_factory=list)  # widths of the hidden linear layers
     kernel_size: int = 3
     padding: Literal["same", "valid"] = "same"
     activation: str = "ReLU"  # a class of torch.nn
     activate: Literal["conv", "stage"] = "conv"  # after every convolution, or once a stage
     batch_norm: bool = False  # after every convolution
+    logits_batch_norm: bool = False
+    bias: bool = True  # of the convolutions and of the logits
     pool: Literal["max", "none"] = "max"  # 2x2, stride 2, at the end of every stage
     dropout: float = 0.0  # after every hidden linear layer
 
@@ -108,6 +111,7 @@ class TrainerConfig:
     compile: bool = False
     grad_clip: float | None = None  # largest norm of the whole gradient
     label_smoothing: float = 0.0
+    ema_decay: float | None = None  # weights averaged over the steps are validated, kept and saved
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     resume: str | None = None  # directory of the run to go on with
 
@@ -175,6 +179,8 @@ def check(cfg: DictConfig) -> None:
     need(cfg.trainer.max_epochs >= 1, "trainer.max_epochs", "expected at least 1")
     smoothing = cfg.trainer.label_smoothing
     need(0 <= smoothing < 1, "trainer.label_smoothing", "expected 0 or more and below 1")
+    decay = cfg.trainer.ema_decay
+    need(decay is None or 0 < decay < 1, "trainer.ema_decay", "expected a number between 0 and 1")
     learning_rate = OmegaConf.select(cfg, "optimizer.lr")
     if learning_rate is not None:
         need(learning_rate > 0, "optimizer.lr", "expected a number above 0")

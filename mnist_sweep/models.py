@@ -15,10 +15,13 @@ class CNN(nn.Sequential):
         in_shape: (C, H, W) of an image.
         n_classes: number of logits.
         stages: for each stage the output channels of its convolutions; none: a plain MLP.
+        nf: what the numbers of `stages` are multiples of.
         head: widths of the hidden linear layers.
         padding: "same" keeps the size through a convolution, "valid" pads nothing.
         activation: name of a class of torch.nn.
         activate: after every convolution, or once at the end of each stage.
+        batch_norm: after every convolution; with `logits_batch_norm` after the logits.
+        bias: of the convolutions and of the logits; a batch norm that follows makes it superfluous.
         pool: "max" halves the size at the end of each stage, "none" keeps it.
 
     Raises:
@@ -32,11 +35,14 @@ class CNN(nn.Sequential):
         n_classes: int,
         stages: Sequence[Sequence[int]],
         head: Sequence[int],
+        nf: int = 1,
         kernel_size: int = 3,
         padding: str = "same",
         activation: str = "ReLU",
         activate: str = "conv",
         batch_norm: bool = False,
+        logits_batch_norm: bool = False,
+        bias: bool = True,
         pool: str = "max",
         dropout: float = 0.0,
     ) -> None:
@@ -44,8 +50,9 @@ class CNN(nn.Sequential):
         layers: list[nn.Module] = []
         channels, *size = in_shape
         for stage in stages:
-            for width in stage:
-                layers.append(nn.Conv2d(channels, width, kernel_size, padding=padding))
+            for multiple in stage:
+                width = multiple * nf
+                layers.append(nn.Conv2d(channels, width, kernel_size, padding=padding, bias=bias))
                 channels = width
                 if padding == "valid":
                     size = [s - kernel_size + 1 for s in size]
@@ -70,7 +77,9 @@ class CNN(nn.Sequential):
             if dropout:
                 layers.append(nn.Dropout(dropout))
             features = width
-        layers.append(nn.Linear(features, n_classes))
+        layers.append(nn.Linear(features, n_classes, bias=bias))
+        if logits_batch_norm:
+            layers.append(nn.BatchNorm1d(n_classes))
         super().__init__(*layers)
 
 

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from mnist_sweep import checkpoint, console
 from mnist_sweep.config import TrainerConfig
 from mnist_sweep.data import Dataset, Split, batches, to_float
+from mnist_sweep.ema import Average
 from mnist_sweep.errors import UserError
 from mnist_sweep.interrupt import Deferred
 from mnist_sweep.reporting import Reporter
@@ -134,7 +135,10 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=autocast_dtype is torch.float16
         )
+        self.average = None if settings.ema_decay is None else Average(model, settings.ema_decay)
+        self.judged = model if self.average is None else self.average.model  # for validation
         self.forward = torch.compile(model) if settings.compile else model
+        self.forward_judged = self.forward if self.average is None else self.judged
         self.state = State()
         self._partial: PartialEpoch | None = None
         self._signals = Deferred()
@@ -163,16 +167,18 @@ class Trainer:
             if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
                 raise UserError(f"out of memory with data.batch_size={self.batch_size}") from error
             raise
-        self.model.load_state_dict(checkpoint.load(self.directory / checkpoint.BEST)["model"])
+        best = checkpoint.load(self.directory / checkpoint.BEST)["model"]
+        self.model.load_state_dict(best)
+        self.judged.load_state_dict(best)
         return self.state
 
     def evaluate(self, split: Split) -> Evaluation:
-        """Loss and probabilities of the model as it stands."""
-        self.model.eval()
+        """Loss and probabilities of the model as it stands, of its averaged weights where it has them."""
+        self.judged.eval()
         logits = []
         with torch.inference_mode(), self._autocast():
             for images, _ in batches(split, EVAL_BATCH_SIZE):
-                logits.append(self.forward(images).float())
+                logits.append(self.forward_judged(images).float())
         joined = torch.cat(logits)  # [N, n_classes]
         loss = F.cross_entropy(joined, split.labels)
         accuracy = (joined.argmax(1) == split.labels).float().mean()
@@ -204,7 +210,7 @@ class Trainer:
             raise DivergedError(f"{self.objective} is {abs(score)} after epoch {state.epoch}")
         if improved := score > state.best_score + self.settings.early_stopping.min_delta:
             state.best_epoch, state.best_score, state.bad_epochs = state.epoch, score, 0
-            weights = {"model": self.model.state_dict(), "epoch": state.epoch}
+            weights = {"model": self.judged.state_dict(), "epoch": state.epoch}
             checkpoint.save(self.directory / checkpoint.BEST, weights)
         else:
             state.bad_epochs += 1
@@ -273,6 +279,8 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.average is not None:
+            self.average.update(self.model)
         if self.schedule is not None and self.interval == "step":
             self.schedule.step()  # type: ignore[call-arg]  # never ReduceLROnPlateau
         correct += (logits.detach().argmax(1) == labels).sum()
@@ -302,6 +310,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "schedule": None if self.schedule is None else self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "generator": self.generator.get_state(),
             "rng": checkpoint.rng_state(self.device),
         }
@@ -315,6 +324,8 @@ class Trainer:
             self.optimizer.load_state_dict(saved["optimizer"])
             if self.schedule is not None:
                 self.schedule.load_state_dict(saved["schedule"])
+            if self.average is not None:
+                self.average.load_state_dict(saved["average"])
         except (RuntimeError, ValueError, TypeError) as error:
             raise UserError(
                 f"the checkpoint in {directory} is of another configuration: "
