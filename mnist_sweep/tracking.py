@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import quote
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # MLflow's own defaults let a call to a server that went away hang for 248 s.
@@ -224,3 +225,38 @@ def start_run(
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text)
+
+
+@contextmanager
+def sweep_run(
+    uri: str, experiment_id: str, sweep: str, tags: Mapping[str, str]
+) -> Iterator[MlflowTracker]:
+    """The summary run of a sweep: one for its name, reopened when the sweep goes on."""
+    client = MlflowClient(uri)
+    query = f"tags.kind = 'sweep' AND tags.sweep = '{sweep}'"
+    found = next(runs(client, experiment_id, query), None)
+    tags = {**provenance.process_identity(), "kind": "sweep", "sweep": sweep, **tags}
+    run = found or client.create_run(experiment_id, tags=tags, run_name=f"sweep {sweep}")
+    tracker = MlflowTracker(client, run.info.run_id)
+    tracker.set_tags(tags)
+    retried(partial(client.update_run, tracker.run_id, "RUNNING"))
+    status = "KILLED"
+    try:
+        yield tracker
+        status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        retried(partial(client.set_terminated, tracker.run_id, status))
+
+
+def comparison_link(uri: str, experiment_id: str, sweep: str, store: str) -> str:
+    """How to open the runs of a sweep in MLflow's UI, its charts beside its table."""
+    query = quote(f"tags.sweep = '{sweep}' AND tags.trial != ''")
+    page = f"/#/experiments/{experiment_id}/runs?searchFilter={query}&compareRunsMode=CHART"
+    if uri.startswith(("http://", "https://")):
+        return uri.rstrip("/") + page
+    artifacts = (Path(store).resolve() / "artifacts").as_uri()
+    command = f"mlflow ui --backend-store-uri {uri} --artifacts-destination {artifacts} --workers 1"
+    return f"http://127.0.0.1:5000{page}\n  which is served by: {command}"

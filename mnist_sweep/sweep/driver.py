@@ -1,0 +1,242 @@
+"""The process the user started: makes the study, starts the workers once, settles, sums up."""
+
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+from optuna.trial import TrialState
+
+from mnist_sweep import config as configuration
+from mnist_sweep import interrupt, provenance
+from mnist_sweep.errors import UserError
+from mnist_sweep.sweep import display, record, search, storage
+from mnist_sweep.sweep.space import Space, parse
+from mnist_sweep.sweep.storage import trials
+from mnist_sweep.sweep.worker import Plan, Worker, stop, stop_reason
+
+log = logging.getLogger(__name__)
+
+DEFAULT_N_TRIALS = 30
+ROUNDS = 10  # of launching workers while the budget is open
+SETTLE_S = 8  # for interrupted workers to let go of their trials
+
+
+def sweep(
+    hydra_context: HydraContext, task: TaskFunction, config: DictConfig, arguments: list[str]
+) -> float | None:
+    """Run a grid or a search to its budget; returns the best value of a single objective.
+
+    Raises:
+        UserError: settings that make no sweep, or a study of another space.
+        SystemExit: 1 where a trial failed or none completed, 130 or 143 when interrupted.
+    """
+    settings = config.sweep
+    space = parse(settings, arguments)
+    grid = space.grid(config) if settings.sampler is None and space.is_grid else None
+    directions = list((settings.objectives or {config.objective: config.direction}).values())
+    if settings.dry_run:
+        display.dry_run(_preview(space, grid, settings, directions, config), space, grid)
+        return None
+
+    name = settings.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+    with open_dict(config):
+        settings.name = name
+    url = storage.storage_url(settings.storage, config.store)
+    space = _settle_data(space, config)
+    study = storage.create_study(url, settings.grace_s, name, directions)
+    storage.check_fingerprint(study, space.fingerprint(), extend=settings.extend)
+    for key in [k for k in study.user_attrs if k.startswith("stop ")]:
+        study.set_user_attr(key, None)
+    plan = Plan(
+        invocation=uuid.uuid4().hex,
+        study_name=name,
+        storage_url=url,
+        space=space,
+        n_trials=len(grid) if grid is not None else settings.n_trials or DEFAULT_N_TRIALS,
+        grid=grid is not None,
+        first=len(trials(study)),
+        metrics=list(settings.objectives or [config.objective]),
+        settings=DictConfig(OmegaConf.to_container(settings, resolve=True)),
+        directory=Path(config.hydra.sweep.dir).resolve(),
+        cwd=os.getcwd(),
+        driver=provenance.process_identity(),
+    )
+    loader = _snapshot(plan, hydra_context, config)
+    with record.of_sweep(config, plan, study) as sweep_record:
+        plan.tags.update(sweep_record.trial_tags)
+        worker = Worker(plan, task, hydra_context, loader, config)
+        _run(study, plan, worker, grid)
+        storage.reap(study, settings.grace_s, settings.retries)
+        sweep_record.finish(study)
+    return _conclude(study, plan, config, sweep_record.link)
+
+
+def _run(
+    study: optuna.Study, plan: Plan, worker: Worker, grid: list[dict[str, Any]] | None
+) -> None:
+    """Workers until the budget is filled; on Ctrl-C or SIGTERM nothing is left RUNNING."""
+    try:
+        with interrupt.obeyed(), display.live(study, plan):
+            for round_ in range(ROUNDS):
+                if grid is not None:
+                    storage.enqueue_grid(study, grid, again=round_ == 0)
+                open_ = plan.n_trials - plan.finished(trials(study))
+                if open_ <= 0 or stop_reason(study, plan):
+                    return
+                _launch(worker, n_jobs=min(_n_jobs(worker.config), open_))
+    except (KeyboardInterrupt, SystemExit):
+        stop(study, plan, storage.INTERRUPTED)
+        storage.wait_until(lambda: _settled(study, plan), SETTLE_S)
+        log.warning("interrupted; the same command goes on:\n  %s", _command(plan))
+        raise
+    raise UserError(
+        f"the workers of sweep {plan.study_name} died again and again; the logs in "
+        f"{plan.directory}/.workers say why. Then go on with: {_command(plan)}"
+    )
+
+
+def _launch(worker: Worker, n_jobs: int) -> None:
+    """One call of the launcher for as long as the workers live; their deaths are ours to count."""
+    # Without callbacks: each worker would fire on_job_start for itself.
+    quiet = HydraContext(
+        config_loader=worker.hydra_context.config_loader,
+        callbacks=Callbacks(),
+        execution_whitelist=worker.hydra_context.execution_whitelist,
+    )
+    launcher = Plugins.instance().instantiate_launcher(
+        config=worker.config, hydra_context=quiet, task_function=worker
+    )
+    try:
+        launcher.launch([_slot(worker, i, n_jobs) for i in range(n_jobs)], initial_job_idx=0)
+    except Exception as error:  # joblib's pool and submitit's driver raise when a worker dies
+        log.warning("the launcher ended with %s: %s", type(error).__name__, error)
+
+
+def _slot(worker: Worker, index: int, n_jobs: int) -> tuple[str, ...]:
+    """The overrides of one worker's own job: its directory and what it may see of the machine."""
+    gpus = _visible_gpus(worker.config)
+    environment = {"OMP_NUM_THREADS": max(1, (os.cpu_count() or 1) // n_jobs)}
+    overrides = [
+        f"hydra.sweep.dir='{worker.plan.directory}'",
+        f"hydra.sweep.subdir=.workers/{index}",
+        "hydra.output_subdir=null",
+    ]
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]  # type: ignore[assignment]
+    return (*overrides, *(f"++hydra.job.env_set.{k}='{v}'" for k, v in environment.items()))
+
+
+def _n_jobs(config: DictConfig) -> int:
+    gpus = _visible_gpus(config)
+    return int(config.sweep.n_jobs or max(1, len(gpus) * config.sweep.trials_per_gpu))
+
+
+def _visible_gpus(config: DictConfig) -> list[str]:
+    """Indices of the GPUs that this sweep may use, without starting CUDA in this process."""
+    if config.device == "cpu":
+        return []
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [gpu for gpu in visible.split(",") if gpu]
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return [str(i) for i, _ in enumerate(listed.stdout.splitlines())]
+
+
+def _settle_data(space: Space, config: DictConfig) -> Space:
+    """Fetch the data, or choose the stand-in, once for all trials."""
+    if any(name == "data" or name.startswith("data.") for name in space.distributions):
+        return space  # each trial has its own
+    chosen = [o for o in space.fixed if o.startswith("data=")]
+    if chosen == ["data=mnist5k"]:
+        return space
+    from mnist_sweep.train import load_data
+
+    name = load_data(config.data).name
+    if name == config.data.name:
+        return space
+    kept = [o for o in space.fixed if o not in chosen and not o.startswith("data.val_size=")]
+    return Space(space.distributions, [*kept, f"data={name}"], space.when)
+
+
+def _snapshot(plan: Plan, hydra_context: HydraContext, config: DictConfig) -> ConfigLoader:
+    """A copy of conf/ in the sweep's directory, and a loader that composes every trial from it.
+
+    Editing conf/ while the sweep runs, or before it is resumed, then changes none of its trials.
+    """
+    copied = plan.directory / "conf"
+    if plan.settings.extend:
+        shutil.rmtree(copied, ignore_errors=True)
+    if not copied.exists():
+        unfinished = copied.with_name(f".conf-{plan.invocation}")
+        shutil.copytree(configuration.CONF_DIR, unfinished)
+        try:
+            unfinished.rename(copied)
+        except OSError:  # another driver was faster
+            shutil.rmtree(unfinished)
+    search_path = deepcopy(hydra_context.config_loader.get_search_path())
+    for element in search_path.get_path():
+        if element.provider == "main":
+            element.path = f"file://{copied}"
+    return ConfigLoaderImpl(search_path)
+
+
+def _preview(
+    space: Space,
+    grid: list[dict[str, Any]] | None,
+    settings: DictConfig,
+    directions: Sequence[Any],
+    config: DictConfig,
+) -> list[dict[str, Any]]:
+    """The points of a grid, or the first that a new study would try, from a study in memory."""
+    if grid is not None:
+        return grid
+    study = optuna.create_study(directions=directions, sampler=search.make_sampler(settings))
+    n = min(_n_jobs(config), settings.n_trials or DEFAULT_N_TRIALS)
+    return [space.suggest(study.ask(), config) for _ in range(n)]
+
+
+def _settled(study: optuna.Study, plan: Plan) -> bool:
+    """No trial of this invocation is RUNNING; those of dead processes are given back."""
+    mine = [
+        t
+        for t in trials(study, TrialState.RUNNING)
+        if t.user_attrs.get(storage.INVOCATION, plan.invocation) == plan.invocation
+    ]
+    for trial in mine:
+        worker = trial.user_attrs.get(storage.WORKER)
+        if worker is None or provenance.is_dead(worker):
+            storage.give_back(study, trial, storage.INTERRUPTED)
+    return not mine
+
+
+def _command(plan: Plan) -> str:
+    arguments = [a for a in sys.argv[1:] if not a.startswith("sweep.name=")]
+    return shlex.join(["python", "-m", "mnist_sweep", *arguments, f"sweep.name={plan.study_name}"])
+
+
+def _conclude(study: optuna.Study, plan: Plan, config: DictConfig, link: str) -> float | None:
+    """Show what came out; the exit code says whether all went well."""
+    display.conclusion(study, plan, config, link)
+    found = trials(study)
+    completed = [t for t in found if t.state is TrialState.COMPLETE]
+    if plan.failed(found) or not completed or stop_reason(study, plan):
+        raise SystemExit(1)
+    return study.best_value if len(plan.metrics) == 1 else None

@@ -1,0 +1,115 @@
+"""The sweep's own run in MLflow: what it was of, what came out, Optuna's figures."""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from omegaconf import DictConfig, OmegaConf
+from optuna.trial import TrialState
+
+from mnist_sweep import provenance
+from mnist_sweep.sweep.storage import count, trials
+from mnist_sweep.sweep.worker import Plan
+
+log = logging.getLogger(__name__)
+
+
+class SweepRecord:
+    """Records nothing."""
+
+    def __init__(self) -> None:
+        self.trial_tags: dict[str, str] = {}
+        self.link = ""
+
+    def finish(self, study: optuna.Study) -> None:
+        pass
+
+
+class MlflowSweepRecord(SweepRecord):
+    def __init__(self, tracker: Any, plan: Plan, trial_tags: dict[str, str], link: str) -> None:
+        self.tracker, self.plan, self.trial_tags, self.link = tracker, plan, trial_tags, link
+
+    def finish(self, study: optuna.Study) -> None:
+        found = trials(study)
+        states = {s.name.lower(): float(count(found, s)) for s in TrialState if s.is_finished()}
+        metrics = {f"trials/{name}": n for name, n in states.items()}
+        if states["complete"] and len(self.plan.metrics) == 1:
+            metrics[f"best/{self.plan.metrics[0]}"] = study.best_value
+        self.tracker.log_metrics(metrics, step=0)
+        self.tracker.log_artifacts(lambda folder: _write_results(folder, study, self.plan))
+
+
+@contextmanager
+def of_sweep(config: DictConfig, plan: Plan, study: optuna.Study) -> Iterator[SweepRecord]:
+    """The run of tag `kind=sweep`, new or reopened, closed when the block ends."""
+    if not config.tracking.enabled:
+        yield SweepRecord()
+        return
+    from mnist_sweep import tracking  # imports mlflow
+
+    uri = tracking.store_uri(config.tracking.uri, config.store)
+    experiment_id = tracking.prepare(uri, config.store, config.tracking.experiment)
+    commit, diff = provenance.git_state()
+    code = {"git.commit": commit, "git.diff": str(hash_of(diff))}
+    before = study.user_attrs.get("code")
+    if before and before != code:
+        log.warning(
+            "the code is not what this sweep was begun with (commit %s, now %s%s)",
+            before["git.commit"][:12],
+            commit[:12],
+            ", or uncommitted changes differ" if before["git.commit"] == commit else "",
+        )
+    study.set_user_attr("code", code)
+    with tracking.sweep_run(uri, experiment_id, plan.study_name, tags=code) as tracker:
+        tracker.log_artifacts(lambda folder: _write_inputs(folder, config, diff))
+        trial_tags = {"git.commit": commit}
+        if config.tracking.nested:
+            trial_tags["mlflow.parentRunId"] = tracker.run_id
+        link = tracking.comparison_link(uri, experiment_id, plan.study_name, config.store)
+        yield MlflowSweepRecord(tracker, plan, trial_tags, link)
+    tracking.prepare(uri, config.store, config.tracking.experiment)  # closes runs of dead workers
+
+
+def hash_of(text: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _write_inputs(folder: Path, config: DictConfig, diff: str) -> None:
+    (folder / "sweep.yaml").write_text(OmegaConf.to_yaml(config.sweep, resolve=True))
+    (folder / "code.diff").write_text(diff)
+
+
+def _write_results(folder: Path, study: optuna.Study, plan: Plan) -> None:
+    study.trials_dataframe().to_csv(folder / "trials.csv", index=False)
+    if count(trials(study), TrialState.COMPLETE) < 2:
+        return
+    from optuna.visualization import matplotlib as plots
+
+    one = len(plan.metrics) == 1
+    drawn: dict[str, Callable[..., Any]] = (
+        {
+            "optimization_history": plots.plot_optimization_history,
+            "param_importances": plots.plot_param_importances,
+            "slice": plots.plot_slice,
+            "parallel_coordinate": plots.plot_parallel_coordinate,
+        }
+        if one
+        else {"pareto_front": plots.plot_pareto_front}
+    )
+    arguments = {"target_names": plan.metrics} if not one else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna's plots are marked experimental
+        for name, plot in drawn.items():
+            try:
+                axes = plot(study, **arguments)
+            except (ValueError, RuntimeError) as error:  # e.g. one parameter, or all values equal
+                log.debug("%s: %s", name, error)
+                continue
+            first = axes.flat[0] if hasattr(axes, "flat") else axes
+            first.figure.savefig(folder / f"{name}.png", dpi=100, bbox_inches="tight")

@@ -1,0 +1,118 @@
+"""What a sweep varies, told in Hydra's override grammar."""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra_plugins.hydra_optuna_sweeper._impl import (
+    OptunaSweeperImpl,
+    create_optuna_distribution_from_override,
+)
+from omegaconf import DictConfig, OmegaConf
+from optuna import Trial
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    distribution_to_json,
+)
+
+from mnist_sweep.errors import UserError
+
+# Overrides that may change between two calls of one sweep.
+_FREE = ("sweep.", "search=", "pruner=", "tracking.", "device=", "store=")
+
+
+@dataclass(frozen=True)
+class Space:
+    """The varied parameters by their override's name, in the order written."""
+
+    distributions: dict[str, BaseDistribution]
+    fixed: list[str]  # overrides that hold for every trial
+    # parameter -> {other parameter or config group: the values with which it exists}
+    when: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
+
+    def suggest(self, trial: Trial, config: DictConfig) -> dict[str, Any]:
+        """Draw the parameters of `trial`, the conditional ones after those they hang on."""
+        drawn: dict[str, Any] = {}
+        for name in sorted(self.distributions, key=lambda name: name in self.when):
+            if self._exists(name, drawn, config):
+                drawn[name] = trial._suggest(name, self.distributions[name])
+        return drawn
+
+    def _exists(self, name: str, drawn: Mapping[str, Any], config: DictConfig) -> bool:
+        def current(key: str) -> str:
+            if key in drawn:
+                return str(drawn[key])
+            choice = config.hydra.runtime.choices.get(key)
+            return str(choice if choice is not None else OmegaConf.select(config, key))
+
+        return all(current(key) in allowed for key, allowed in self.when.get(name, {}).items())
+
+    @property
+    def is_grid(self) -> bool:
+        return all(
+            isinstance(d, CategoricalDistribution) or getattr(d, "step", None) is not None
+            for d in self.distributions.values()
+        )
+
+    def grid(self, config: DictConfig) -> list[dict[str, Any]]:
+        """Every combination, in the order written, the last parameter fastest."""
+        to_choices = OptunaSweeperImpl._to_grid_sampler_choices
+        choices = {name: to_choices(d) for name, d in self.distributions.items()}
+        points: list[dict[str, Any]] = []
+        for values in itertools.product(*choices.values()):
+            point = dict(zip(choices, values, strict=True))
+            kept = {name: v for name, v in point.items() if self._exists(name, point, config)}
+            if kept not in points:
+                points.append(kept)
+        return points
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must stay the same for trials to belong to one study."""
+        return {
+            **{name: distribution_to_json(d) for name, d in self.distributions.items()},
+            **{f"when {name}": dict(condition) for name, condition in self.when.items()},
+            **dict(o.partition("=")[::2] for o in self.fixed if not o.startswith(_FREE)),
+        }
+
+
+def parse(settings: DictConfig, arguments: list[str]) -> Space:
+    """The space of `sweep.space`, overridden by the command line: a plain value there fixes it.
+
+    Raises:
+        UserError: an entry is no override of Hydra's grammar, or `when` names no parameter.
+    """
+    parser = OverridesParser.create()
+    declared = [f"{name}={value}" for name, value in settings.space.items()]
+    distributions: dict[str, BaseDistribution] = {}
+    fixed: list[str] = []
+    for override in [*parser.parse_overrides(declared), *parser.parse_overrides(arguments)]:
+        assert override.input_line is not None
+        name = override.get_key_element()
+        distributions.pop(name, None)
+        if override.is_sweep_override():
+            distributions[name] = _distribution(override)
+        elif not name.startswith(("hydra.", "hydra/")):
+            fixed.append(override.input_line)
+    when = {
+        name: {key: _as_list(allowed) for key, allowed in condition.items()}
+        for name, condition in settings.when.items()
+        if name in distributions
+    }
+    return Space(distributions, fixed, when)
+
+
+def _distribution(override: Override) -> BaseDistribution:
+    try:
+        found = create_optuna_distribution_from_override(override)
+    except (ValueError, NotImplementedError, AssertionError) as error:
+        raise UserError(f"{override.input_line}: {error}") from error
+    assert isinstance(found, BaseDistribution)
+    return found
+
+
+def _as_list(allowed: Any) -> list[str]:
+    return [str(v) for v in (allowed if OmegaConf.is_list(allowed) else [allowed])]

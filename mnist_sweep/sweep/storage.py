@@ -1,0 +1,187 @@
+"""The study in its database: opened, its dead trials found, their parameters given back."""
+
+import json
+import logging
+import time
+import warnings
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from mnist_sweep import provenance
+from mnist_sweep.errors import UserError
+
+log = logging.getLogger(__name__)
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats, groups of parameters
+warnings.filterwarnings("ignore", "Heartbeat of storage")  # Pulse beats outside Study.optimize
+
+LOCK_TIMEOUT_S = 60  # SQLite's own is 5 s, less than a long write of another process may take
+DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+
+# User attributes of a trial.
+WORKER = "worker"  # provenance.process_identity of the process that runs it
+INVOCATION = "invocation"  # of the driver that asked for it
+REPLACED = "replaced"  # why this FAIL is not of the trial's own making, one of:
+STALE, INTERRUPTED, SURPLUS, DUPLICATE = "stale", "interrupted", "surplus", "duplicate"
+DEATHS = "deaths"  # how many processes died over these parameters
+DIRECTORY = "directory"
+RESUME = "resume"  # directory of an earlier attempt that left a checkpoint
+ERROR = "error"
+SUMMARY = "summary"  # figures of the run
+GRID = "grid"  # position in the grid
+
+
+def storage_url(url: str | None, store: str) -> str:
+    return url or f"sqlite:///{Path(store).resolve()}/optuna.db"
+
+
+def sqlite_path(url: str) -> Path | None:
+    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
+
+
+def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
+    """An RDBStorage with heartbeats. Raises UserError where the database is not to be had."""
+    if url.startswith("journal"):
+        raise UserError(
+            f"sweep.storage={url}: a journal with a torn last line is unreadable for good; "
+            "expected sqlite:///file or postgresql://..."
+        )
+    arguments = {"timeout": LOCK_TIMEOUT_S} if url.startswith("sqlite") else {}
+    try:
+        return RDBStorage(
+            url,
+            engine_kwargs={"connect_args": arguments},
+            heartbeat_interval=max(1, grace_s // 4),
+            grace_period=grace_s,
+            skip_compatibility_check=not create,
+            skip_table_creation=not create,
+        )
+    except (SQLAlchemyError, ImportError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"sweep.storage={url} cannot be opened: {reason}") from error
+
+
+def create_study(url: str, grace_s: int, name: str, directions: list[Any]) -> optuna.Study:
+    """The study `name`, new or as it was left. Two first contacts at once would spoil an SQLite file."""
+    path = sqlite_path(url)
+    if path is None:
+        storage = open_storage(url, grace_s, create=True)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock"), timeout=LOCK_TIMEOUT_S):
+            storage = open_storage(url, grace_s, create=True)
+    study = optuna.create_study(
+        storage=storage, study_name=name, directions=directions, load_if_exists=True
+    )
+    if study.directions != optuna.create_study(directions=directions).directions:
+        raise UserError(
+            f"the sweep {name} was begun with other objectives; take another sweep.name"
+        )
+    return study
+
+
+def trials(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=states or None)
+
+
+def own_failure(trial: FrozenTrial) -> bool:
+    """FAIL by what the trial did, not by what was done to it."""
+    return trial.state is TrialState.FAIL and REPLACED not in trial.user_attrs
+
+
+def reap(study: optuna.Study, grace_s: int, retries: int) -> None:
+    """Give back the RUNNING trials whose process ended, or showed no sign of life for `grace_s`."""
+    running = trials(study, TrialState.RUNNING)
+    if not running:
+        return
+    silent = set(study._storage._get_stale_trial_ids(study._study_id))  # type: ignore[attr-defined]
+    for trial in running:
+        worker = trial.user_attrs.get(WORKER)
+        started = trial.datetime_start or datetime.now()
+        never_beat = worker is None and (datetime.now() - started).total_seconds() > grace_s
+        if never_beat or trial._trial_id in silent or (worker and provenance.is_dead(worker)):
+            deaths = trial.user_attrs.get(DEATHS, 0) + 1
+            if deaths > retries:
+                fail(study, trial, f"its process died {deaths} times")
+            else:
+                give_back(study, trial, STALE, {DEATHS: deaths})
+
+
+def give_back(
+    study: optuna.Study, trial: FrozenTrial, why: str, attributes: dict[str, Any] | None = None
+) -> None:
+    """FAIL this trial as `replaced`, and queue its parameters as a new one with its checkpoint."""
+    if not fail(study, trial, why, mark=REPLACED):
+        return  # another process was faster, or the trial ended after all
+    kept = {k: v for k, v in trial.user_attrs.items() if k in (DEATHS, RESUME, GRID)}
+    directory = trial.user_attrs.get(DIRECTORY)
+    if directory and (Path(directory) / "last.pt").exists():
+        kept[RESUME] = directory
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.WAITING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={**kept, **(attributes or {})},
+            system_attrs={k: v for k, v in trial.system_attrs.items() if k == "fixed_params"},
+        )
+    )
+    log.info("trial %d is %s: its parameters go back to the queue", trial.number, why)
+
+
+def fail(study: optuna.Study, trial: FrozenTrial, why: str, mark: str = ERROR) -> bool:
+    """FAIL a trial that is not finished, saying why; False where it was finished already."""
+    with suppress(UpdateFinishedTrialError):
+        study._storage.set_trial_user_attr(trial._trial_id, mark, why)
+        return study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+    return False
+
+
+def enqueue_grid(study: optuna.Study, points: list[dict[str, Any]], *, again: bool) -> None:
+    """Queue the points of a grid that have no trial; with `again` also those that failed."""
+    latest = {t.user_attrs[GRID]: t for t in trials(study) if GRID in t.user_attrs}
+    for position, point in enumerate(points):
+        trial = latest.get(position)
+        if trial is None or (trial.state is TrialState.FAIL and (again or not own_failure(trial))):
+            study.enqueue_trial(point, user_attrs={GRID: position})
+
+
+def count(found: Iterable[FrozenTrial], *states: TrialState) -> int:
+    return sum(trial.state in states for trial in found)
+
+
+def check_fingerprint(study: optuna.Study, fingerprint: dict[str, Any], *, extend: bool) -> None:
+    """Remember what the study is of. Raises UserError where it was something else before."""
+    before = study.user_attrs.get("fingerprint")
+    now = json.loads(json.dumps(fingerprint))
+    if before is None or (before != now and extend):
+        study.set_user_attr("fingerprint", now)
+    elif before != now:
+        changes = [
+            f"{key}: {before.get(key, 'not there')} -> {now.get(key, 'not there')}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        ]
+        raise UserError(
+            f"the sweep {study.study_name} was begun with another space; {'; '.join(changes)}; "
+            "take another sweep.name, or sweep.extend=true to mix them"
+        )
+
+
+def wait_until(condition: Any, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True

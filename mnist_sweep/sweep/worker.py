@@ -1,0 +1,336 @@
+"""The loop of one worker: ask, compose, run, tell, until the budget of the study is filled."""
+
+import _thread
+import copy
+import importlib
+import inspect
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from mnist_sweep import interrupt, provenance
+from mnist_sweep.reporting import REPORTER, TAGS
+from mnist_sweep.sweep import search, storage
+from mnist_sweep.sweep.space import Space
+from mnist_sweep.sweep.storage import DONE, count, own_failure, trials
+
+log = logging.getLogger(__name__)
+
+WAIT_S = 0.3  # between two looks while the last trials run elsewhere
+HANG_S = 10  # for a trial past its time to obey, before its process is ended
+MAX_DUPLICATES = 50  # in a row, after which the space counts as exhausted
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the driver decided, the same for all workers; pickled."""
+
+    invocation: str  # names this call of the command
+    study_name: str
+    storage_url: str
+    space: Space
+    n_trials: int
+    grid: bool
+    first: int  # number of the first trial of this invocation
+    metrics: list[str]  # of the run's summary, one for each objective
+    settings: DictConfig  # the node `sweep`
+    directory: Path  # of the sweep, absolute
+    cwd: str
+    driver: dict[str, str]  # provenance.process_identity
+    tags: dict[str, str] = field(default_factory=dict)  # of every trial's run
+
+    def finished(self, found: list[FrozenTrial]) -> int:
+        """Trials that fill the budget; a grid's failures of this invocation are final too."""
+        n = count(found, *DONE)
+        if self.grid:
+            n += sum(own_failure(t) and t.number >= self.first for t in found)
+        return n
+
+    def failed(self, found: list[FrozenTrial]) -> list[FrozenTrial]:
+        return [t for t in found if own_failure(t) and t.number >= self.first]
+
+
+def stop(study: optuna.Study, plan: Plan, why: str) -> None:
+    study.set_user_attr(f"stop {plan.invocation}", why)
+
+
+def stop_reason(study: optuna.Study, plan: Plan) -> str | None:
+    reason: str | None = study.user_attrs.get(f"stop {plan.invocation}")
+    return reason
+
+
+class TrialReporter:
+    """Tells Optuna of every epoch and asks it whether to prune."""
+
+    def __init__(self, trial: Trial, metric: str, *, may_report: bool) -> None:
+        self.trial, self.metric, self.may_report = trial, metric, may_report
+        self.pruned = False
+        self.summary: dict[str, float] = {}
+
+    def report(self, epoch: int, metrics: Mapping[str, float]) -> bool:
+        if self.may_report:
+            self.trial.report(metrics[self.metric], epoch)
+            self.pruned = self.trial.should_prune()
+        return self.pruned
+
+    def finish(self, summary: Mapping[str, float]) -> None:
+        self.summary = dict(summary)
+        self.trial.set_user_attr(storage.SUMMARY, self.summary)
+
+
+class Pulse(threading.Thread):
+    """Beats for one trial, and interrupts it when the sweep stops, the driver dies or time is up."""
+
+    def __init__(self, study: optuna.Study, trial: Trial, plan: Plan) -> None:
+        super().__init__(daemon=True)
+        self.study, self.trial, self.plan = study, trial, plan
+        self.timed_out = False
+        self._over = threading.Event()
+        self._begun = time.monotonic()
+        self._interrupted = False
+
+    def __enter__(self) -> "Pulse":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.join()
+
+    def run(self) -> None:
+        interval = min(2.0, self.plan.settings.grace_s / 4)
+        while not self._over.wait(interval):
+            try:
+                self.study._storage.record_heartbeat(self.trial._trial_id)  # type: ignore[attr-defined]
+                self._look()
+            except Exception as error:  # a beat lost to a busy database is made up by the next
+                log.warning("heartbeat of trial %d: %s", self.trial.number, error)
+
+    def _look(self) -> None:
+        limit = self.plan.settings.trial_timeout_s
+        age = time.monotonic() - self._begun
+        if limit is not None and age > limit:
+            self.timed_out = True
+            self._interrupt()
+            if age > limit + HANG_S:  # it hangs where no signal is heard
+                storage.fail(self.study, _frozen(self.study, self.trial), _timeout_text(limit))
+                os._exit(1)
+        elif stop_reason(self.study, self.plan) == storage.INTERRUPTED or provenance.is_dead(
+            self.plan.driver
+        ):
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        if not self._interrupted and not self._over.is_set():
+            self._interrupted = True
+            _thread.interrupt_main()
+
+
+class Worker:
+    """Handed to a launcher in place of the task function; pickled once a worker."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        task_function: TaskFunction,
+        hydra_context: HydraContext,
+        loader: ConfigLoader,
+        config: DictConfig,
+    ) -> None:
+        self.plan, self.task_function, self.config = plan, task_function, config
+        self.hydra_context, self.loader = hydra_context, loader  # loader: of the sweep's own conf/
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The task function by name: by value, cloudpickle would choke on its module's globals."""
+        state, function = dict(self.__dict__), self.task_function
+        if getattr(function, "__module__", "__main__") != "__main__":
+            state["task_function"] = (function.__module__, function.__qualname__)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if isinstance(state["task_function"], tuple):
+            module, name = state["task_function"]
+            state["task_function"] = inspect.unwrap(getattr(importlib.import_module(module), name))
+        self.__dict__.update(state)
+
+    def __call__(self, _worker_config: DictConfig) -> int:
+        """Run trials until there are none left; returns how many."""
+        os.chdir(self.plan.cwd)  # Ray's workers start elsewhere
+        log.info("worker %d: %s", os.getpid(), _what_it_sees())
+        own_config = copy.deepcopy(HydraConfig.instance().cfg)
+        study = optuna.load_study(
+            study_name=self.plan.study_name,
+            storage=storage.open_storage(self.plan.storage_url, self.plan.settings.grace_s),
+            sampler=search.make_sampler(self.plan.settings),
+            pruner=search.make_pruner(self.plan.settings),
+        )
+        n_run = 0
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, interrupt.obey)  # Ray and a shell's & leave it ignored
+        with interrupt.obeyed():
+            while (trial := self._next_trial(study)) is not None:
+                self._run(study, trial)
+                HydraConfig.instance().cfg = own_config
+                n_run += 1
+        return n_run
+
+    def _next_trial(self, study: optuna.Study) -> Trial | None:
+        """A trial within the budget, or None when it is filled or the sweep was stopped."""
+        plan, settings = self.plan, self.plan.settings
+        while not stop_reason(study, plan) and not provenance.is_dead(plan.driver):
+            storage.reap(study, settings.grace_s, settings.retries)
+            found = trials(study)
+            finished = plan.finished(found)
+            if finished >= plan.n_trials:
+                return None
+            if finished + count(found, TrialState.RUNNING) >= plan.n_trials:
+                time.sleep(WAIT_S)  # one of them may die
+                continue
+            trial = study.ask()
+            if not self._is_surplus(study, trial):
+                return trial
+            trial.set_user_attr(storage.REPLACED, storage.SURPLUS)
+            study.tell(trial, state=TrialState.FAIL)
+        return None
+
+    def _is_surplus(self, study: optuna.Study, trial: Trial) -> bool:
+        """Exact without a lock: of several that asked at once, the smaller numbers have the budget."""
+        if self.plan.grid:
+            return storage.GRID not in trial.user_attrs
+        found = trials(study)
+        return sum(t.number < trial.number and t.state is not TrialState.FAIL for t in found) >= (
+            self.plan.n_trials
+        )
+
+    def _run(self, study: optuna.Study, trial: Trial) -> None:
+        """Run one trial to exactly one final state."""
+        plan = self.plan
+        with Pulse(study, trial, plan) as pulse:
+            try:
+                trial.set_user_attr(storage.WORKER, provenance.process_identity())
+                trial.set_user_attr(storage.INVOCATION, plan.invocation)
+                config = self._compose(trial)
+                if config is None:
+                    trial.set_user_attr(storage.REPLACED, storage.DUPLICATE)
+                    study.tell(trial, state=TrialState.FAIL)
+                    return
+                reporter = TrialReporter(trial, config.objective, may_report=len(plan.metrics) == 1)
+                ret = self._run_job(trial, config, reporter)
+            except (KeyboardInterrupt, SystemExit):
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing may come between
+                if pulse.timed_out:
+                    self._fail(study, trial, _timeout_text(plan.settings.trial_timeout_s))
+                    signal.signal(signal.SIGINT, interrupt.obey)
+                    return
+                storage.give_back(study, _frozen(study, trial), storage.INTERRUPTED)
+                raise
+            except Exception as error:  # of the composition: a point that makes no configuration
+                self._fail(study, trial, f"{type(error).__name__}: {error}")
+                return
+            self._tell(study, trial, reporter, ret)
+
+    def _compose(self, trial: Trial) -> DictConfig | None:
+        """The trial's configuration; None for a point that was tried before, if those are skipped."""
+        plan = self.plan
+        drawn = plan.space.suggest(trial, self.config)
+        if plan.settings.duplicates == "skip" and self._was_tried(trial):
+            return None
+        overrides = [*plan.space.fixed, *(f"{name}={value}" for name, value in drawn.items())]
+        if resume := trial.user_attrs.get(storage.RESUME):
+            overrides.append(f"trainer.resume='{resume}'")
+        config = self.loader.load_sweep_config(self.config, overrides)
+        with open_dict(config):
+            config.hydra.job.id = f"{plan.study_name}-{trial.number}"
+            config.hydra.job.num = trial.number
+            config.hydra.sweep.dir = str(plan.directory)
+        trial.set_user_attr(storage.DIRECTORY, str(plan.directory / str(trial.number)))
+        return config
+
+    def _was_tried(self, trial: Trial) -> bool:
+        earlier = [t for t in trials(trial.study) if t.number < trial.number]
+        recent = [t.user_attrs.get(storage.REPLACED) for t in earlier[-MAX_DUPLICATES:]]
+        if recent == [storage.DUPLICATE] * MAX_DUPLICATES:
+            stop(trial.study, self.plan, f"the last {MAX_DUPLICATES} points were duplicates")
+        return any(t.state in DONE and t.params == trial.params for t in earlier)
+
+    def _run_job(self, trial: Trial, config: DictConfig, reporter: TrialReporter) -> JobReturn:
+        tags = {**self.plan.tags, "sweep": self.plan.study_name, "trial": str(trial.number)}
+        tokens = REPORTER.set(reporter), TAGS.set(tags)
+        hydra_before: Any = HydraConfig.instance().cfg
+        try:
+            return run_job(
+                hydra_context=self.hydra_context,
+                task_function=self.task_function,
+                config=config,
+                job_dir_key="hydra.sweep.dir",
+                job_subdir_key="hydra.sweep.subdir",
+            )
+        finally:  # an interrupt early in run_job skips its own restoring
+            HydraConfig.instance().cfg = hydra_before
+            REPORTER.reset(tokens[0])
+            TAGS.reset(tokens[1])
+            if hydra_before is not None:
+                configure_log(
+                    hydra_before.hydra.job_logging,
+                    hydra_before.hydra.verbose,
+                    execution_whitelist=self.hydra_context.execution_whitelist,
+                )
+
+    def _tell(
+        self, study: optuna.Study, trial: Trial, reporter: TrialReporter, ret: JobReturn
+    ) -> None:
+        if ret.status is not JobStatus.COMPLETED:
+            error = ret._return_value
+            self._fail(study, trial, f"{type(error).__name__}: {error}")
+        elif reporter.pruned:
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            values = self._values(reporter, ret.return_value)
+            if all(math.isfinite(value) for value in values):
+                study.tell(trial, values)
+            else:
+                self._fail(study, trial, f"the objective is not finite: {values}")
+
+    def _values(self, reporter: TrialReporter, returned: Any) -> list[float]:
+        """The objectives, from the run's summary; of another task function, what it returned."""
+        names = self.plan.metrics
+        if len(names) == 1 or not reporter.summary:
+            many = returned if isinstance(returned, list | tuple) else [returned]
+            return [math.nan if value is None else float(value) for value in many]
+        best = {name.removeprefix("best/"): v for name, v in reporter.summary.items()}
+        return [best[name] for name in names]
+
+    def _fail(self, study: optuna.Study, trial: Trial, why: str) -> None:
+        log.error("trial %d failed: %s", trial.number, why)
+        storage.fail(study, _frozen(study, trial), why[:2000])
+        failed = len(self.plan.failed(trials(study)))
+        if failed > self.plan.settings.max_failure_rate * self.plan.n_trials:
+            stop(study, self.plan, f"{failed} trials failed (sweep.max_failure_rate)")
+
+
+def _frozen(study: optuna.Study, trial: Trial) -> FrozenTrial:
+    return study._storage.get_trial(trial._trial_id)
+
+
+def _timeout_text(limit: float | None) -> str:
+    return f"longer than sweep.trial_timeout_s={limit:g}"
+
+
+def _what_it_sees() -> str:
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return f"GPU {gpus or 'none'}, {os.environ.get('OMP_NUM_THREADS', 'all')} threads"
