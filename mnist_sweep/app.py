@@ -40,6 +40,14 @@ def main() -> None:
         task()
     except (HydraException, OmegaConfBaseException, UserError) as error:
         sys.exit(_fail(_explain(error)))
+    except ValueError as error:
+        if HydraConfig.initialized():  # the composition is behind us: not a mistake of the command
+            raise
+        sys.exit(_fail(_explain(error)))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.exit(_fail(f"{error.filename}: {error.strerror}; runs write under store=<folder>"))
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -54,7 +62,8 @@ def _explain(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         hint = did_you_mean(choice, error.options)
-        return f"{group}={choice}: no such choice{hint}; there are {', '.join(error.options)}"
+        options = ", ".join(error.options) or "none"
+        return f"{group}={choice}: no such choice{hint}; there are {options}"
     cause = error.__cause__ or error
     message = str(error).strip().splitlines()[0] if str(error).strip() else ""
     if not isinstance(cause, OmegaConfBaseException):
@@ -63,6 +72,6 @@ def _explain(error: Exception) -> str:
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
         choices = [str(k) for k in cause.parent_node if not str(k).startswith("_")]
         hint = did_you_mean(str(cause.key), choices)
-        return f"{key}: no such key{hint}; there are {', '.join(choices)}"
+        return f"{key}: no such key{hint}; there are {', '.join(choices) or 'none'}"
     reason = str(cause.msg or cause).splitlines()[0]
     return f"{key}: {reason}" if key and key != "None" else (message or reason)

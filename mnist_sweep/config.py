@@ -209,6 +209,13 @@ def check(cfg: DictConfig) -> None:
     need(cfg.trainer.max_epochs >= 1, "trainer.max_epochs", "expected at least 1")
     smoothing = cfg.trainer.label_smoothing
     need(0 <= smoothing < 1, "trainer.label_smoothing", "expected 0 or more and below 1")
+    for key in ("trainer.max_minutes", "trainer.grad_clip", "trainer.early_stopping.patience"):
+        value = OmegaConf.select(cfg, key)
+        need(value is None or value > 0, key, "expected null or a number above 0")
+    need(cfg.seed >= 0, "seed", "expected 0 or more")
+    need(cfg.data.split_seed >= 0, "data.split_seed", "expected 0 or more")
+    wanted = "minimize" if cfg.objective.endswith("/loss") else "maximize"
+    need(cfg.direction == wanted, "direction", f"objective={cfg.objective} needs {wanted}")
     decay = cfg.trainer.ema_decay
     need(decay is None or 0 < decay < 1, "trainer.ema_decay", "expected a number between 0 and 1")
     learning_rate = OmegaConf.select(cfg, "optimizer.lr")
@@ -241,11 +248,23 @@ def bind(node: DictConfig) -> "partial[Any]":
         assert isinstance(bound, partial)
         return bound
     except HydraException as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        hint = ""
+        cause = error.__cause__ or error
+        reason = " ".join(str(cause.__cause__ or cause).split())
         if not any(target.startswith(pattern.rstrip("*")) for pattern in trusted):
-            hint = f"; if you trust it, set MNIST_SWEEP_TRUST={target.split('.', maxsplit=1)[0]}.*"
-        raise UserError(f"cannot build {target}: {reason}{hint}") from error
+            package = target.split(".", maxsplit=1)[0]
+            reason = f"not trusted code; if you do trust it, set MNIST_SWEEP_TRUST={package}.*"
+        raise UserError(f"cannot build {target}: {reason}") from error
+
+
+def differences(old: DictConfig, new: DictConfig) -> list[str]:
+    """What is set otherwise in `new`, but for where it runs and is recorded: 'key: old -> new'."""
+    free = ("trainer.resume", "trainer.max_minutes", "tracking.", "sweep.", "store", "data.root")
+    was, now = flatten(old), flatten(new)
+    return [
+        f"{key}: {was.get(key, 'absent')} -> {now.get(key, 'absent')}"
+        for key in sorted({*was, *now})
+        if was.get(key) != now.get(key) and not key.startswith(free)
+    ]
 
 
 def flatten(cfg: DictConfig) -> dict[str, str]:

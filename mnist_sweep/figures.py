@@ -37,6 +37,7 @@ def learning_curves(history: Sequence[Mapping[str, float]], best_epoch: int) -> 
                 axes.plot(epochs, values, color=colour, marker="o", markersize=3, label=label)
             axes.axvline(best_epoch, color=GREEN, linestyle="--", label=f"best: epoch {best_epoch}")
             axes.set(xlabel="epoch", ylabel=f"{name} ({unit})", title=name.capitalize())
+            axes.set_xlim(0.5, len(history) + 0.5)  # whole numbers on the axis, for one epoch too
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.legend(frameon=False)
     return figure

@@ -46,6 +46,7 @@ class Deferred:
     def installed(self) -> Iterator[None]:
         with _handling(self._note):
             yield
+        self.obey_pending()  # one that came after the last look
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
+from sqlalchemy.exc import SQLAlchemyError
 from torch import nn
 
 from mnist_sweep import provenance
@@ -62,7 +63,7 @@ def prepare(uri: str, store: str, experiment: str) -> str:
     Under a file lock, because two processes at a new SQLite file would spoil it for good.
 
     Raises:
-        UserError: the server does not answer, or `store` cannot be written.
+        UserError: the server does not answer, the database does not open, or `store` cannot be written.
     """
     if uri.startswith(("http://", "https://")):
         _probe(uri)
@@ -76,7 +77,10 @@ def prepare(uri: str, store: str, experiment: str) -> str:
             experiment_id = found.experiment_id if found else _create(client, experiment, folder)
             close_dead_runs(client, experiment_id)
     except OSError as error:
-        raise UserError(f"cannot write to store={store} ({error.strerror})") from error
+        raise UserError(f"cannot write to store={store} ({error.strerror or error})") from error
+    except (MlflowException, SQLAlchemyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"MLflow cannot open {uri}: {reason}") from error
     return experiment_id
 
 
