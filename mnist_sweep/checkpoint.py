@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -21,10 +22,13 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Raises UserError where there is no file; runs no code from it."""
+    """Raises UserError where there is no file or no whole one; runs no code from it."""
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, UnpicklingError, EOFError) as error:
+        raise UserError(f"{path} is no whole checkpoint: {str(error).splitlines()[0]}") from error
     return state
 
 

@@ -44,11 +44,11 @@ def train(cfg: DictConfig) -> float:
     data = load_data(cfg.data).to(device)
     model = build_model(cfg.model, data).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = build_trainer(cfg, model, data, directory)
+    if cfg.trainer.resume:
+        resume(cfg, trainer)
     announce(model, data, device, directory)
 
     with interrupt.obeyed(), open_tracker(cfg, data, device) as tracker:
-        if cfg.trainer.resume:
-            trainer.restore(Path(cfg.trainer.resume))
         fit = trainer.fit(tracker, REPORTER.get())
         summary = {
             "best_epoch": fit.best_epoch,
@@ -116,6 +116,16 @@ def build_trainer(cfg: DictConfig, model: nn.Module, data: Dataset, directory: P
         directory=directory,
         seed=cfg.seed,
     )
+
+
+def resume(cfg: DictConfig, trainer: Trainer) -> None:
+    """Go on where the run in `trainer.resume` stopped, and say what is set otherwise than there."""
+    directory = Path(cfg.trainer.resume)
+    trainer.restore(directory)
+    settings = directory / ".hydra" / "config.yaml"
+    changed = config.differences(OmegaConf.load(settings), cfg) if settings.is_file() else []  # type: ignore[arg-type]
+    if changed:
+        log.warning("WARNING: not as in %s: %s", directory, "; ".join(changed))
 
 
 def build_schedule(cfg: DictConfig, optimizer: Optimizer, steps_per_epoch: int) -> Any:

@@ -305,6 +305,7 @@ class Trainer:
         partial = None if self._partial is None else vars(self._partial)
         state = {
             "state": asdict(self.state),
+            "data": self.data.digest,
             "partial": partial,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -316,9 +317,21 @@ class Trainer:
         }
         checkpoint.save(self.directory / checkpoint.LAST, state)
 
+    def _check_data(self, saved: Mapping[str, Any], directory: Path) -> None:
+        if saved.get("data") != self.data.digest:
+            raise UserError(f"the run in {directory} was trained on other data than {self.data.name}")
+        n, partial = len(self.data.train), saved["partial"]
+        sizes = n, math.ceil(n / self.batch_size)
+        if partial is not None and (len(partial["order"]), len(partial["losses"])) != sizes:
+            raise UserError(
+                f"the run in {directory} stopped within an epoch; its data.train_size, data.val_size "
+                "and data.batch_size cannot change before the end of it"
+            )
+
     def restore(self, directory: Path) -> None:
         """Go on where the run in `directory` stopped. Raises UserError where it does not fit."""
         saved = checkpoint.load(directory / checkpoint.LAST)
+        self._check_data(saved, directory)
         try:
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
@@ -326,7 +339,7 @@ class Trainer:
                 self.schedule.load_state_dict(saved["schedule"])
             if self.average is not None:
                 self.average.load_state_dict(saved["average"])
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"the checkpoint in {directory} is of another configuration: "
                 f"{str(error).splitlines()[0]}"
