@@ -319,7 +319,7 @@ class Trainer:
 
     def _check_data(self, saved: Mapping[str, Any], directory: Path) -> None:
         if saved.get("data") != self.data.digest:
-            raise UserError(f"the run in {directory} was trained on other data than {self.data.name}")
+            raise UserError(f"{directory} was trained on other data than {self.data.name}")
         n, partial = len(self.data.train), saved["partial"]
         sizes = n, math.ceil(n / self.batch_size)
         if partial is not None and (len(partial["order"]), len(partial["losses"])) != sizes:
