@@ -1,0 +1,176 @@
+"""Mistakes on the command line: one line that says what to do, exit code 2, no traceback."""
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from conftest import HAS_MNIST, SMALL, cli, recorded
+
+FEW = ["data=mnist5k", "data.train_size=100", "trainer.max_epochs=1", "device=cpu"]
+
+
+def error_of(*arguments: str, store: Path, **env: str) -> str:
+    done = cli(*arguments, store=store, **env)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("model=simpel", ["model=simpel", "did you mean 'simple'?", "deeper", "vgg"]),
+        ("data=mnits", ["did you mean 'mnist'?", "fashion_mnist"]),
+        ("optimizer.lrr=1", ["optimizer.lrr", "did you mean 'lr'?", "weight_decay"]),
+        ("data.batchsize=1", ["did you mean 'batch_size'?"]),
+        ("model.stage=[[1]]", ["did you mean 'stages'?"]),
+        ("optimiser.lr=1", ["optimiser", "did you mean 'optimizer'?"]),
+        ("optimizer.lr=fast", ["optimizer.lr", "'fast'", "Float"]),
+        ("model.stages=[[3,x]]", ["model.stages", "'x'", "Integer"]),
+        ("trainer.precision=fp8", ["trainer.precision", "fp8", "bf16"]),
+        ("trainer.max_epochs=1.5", ["trainer.max_epochs", "1.5"]),
+        ("model=null", ["group override must be"]),
+    ],
+)
+def test_composition_mistake_creates_nothing(
+    argument: str, expected: list[str], store: Path
+) -> None:
+    message = error_of(argument, store=store)
+    assert all(part in message for part in expected), message
+    assert not store.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["device=gpu"], ["device=gpu", "auto, cpu, cuda, cuda:N or mps"]),
+        (["device=cuda:99"], ["device=cuda:99", "device=auto"]),
+        (["data.val_size=4500"], ["val_size=4500", "4500 training images"]),
+        (["data.batch_size=0", "seed=-1"], ["data.batch_size=0", "at least 1", "seed=-1"]),
+        (["data.batch_size=101"], ["data.batch_size=101", "100 training images"]),
+        (["objective=val/acuracy"], ["did you mean 'val/accuracy'?", "val/loss"]),
+        (["objective=val/loss"], ["direction=maximize", "minimize"]),
+        (["trainer.early_stopping.patience=0"], ["patience=0"]),
+        (["model.activation=relu"], ["model.activation=relu", "did you mean 'ReLU'?"]),
+        (["model.stages=[[1],[1],[1],[1],[1]]"], ["model.stages", "28x28"]),
+        (["model._target_=torch.nn.Linearr"], ["torch.nn.Linearr"]),
+        (["model._target_=shutil.rmtree"], ["not trusted", "MNIST_SWEEP_TRUST=shutil.*"]),
+        (["trainer.resume=/nowhere"], ["/nowhere/last.pt", "no such checkpoint"]),
+        (["data=fashion_mnist", "data.root=/proc/nowhere"], ["cannot write", "/proc/nowhere"]),
+        (["tracking.uri=http://127.0.0.1:9"], ["http://127.0.0.1:9", "tracking=none"]),
+        (["tracking.uri=foo://bar"], ["foo://bar"]),
+    ],
+)
+def test_setting_that_cannot_work(arguments: list[str], expected: list[str], store: Path) -> None:
+    message = error_of(*FEW, *arguments, store=store)
+    assert all(part in message for part in expected), message
+    assert not (store / "mlflow.db").exists()  # said before a run was recorded
+
+
+@pytest.mark.parametrize("key", ["store", "hydra.run.dir"])
+def test_folder_that_cannot_be_written(key: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()  # nothing can be made below a file, not even by root
+    message = error_of(f"{key}={tmp_path}/file/below", store=tmp_path / "store")
+    assert str(tmp_path / "file" / "below") in message
+    assert "Not a directory" in message
+
+
+def test_server_that_accepts_but_never_answers_is_given_up_in_time(store: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        started = time.monotonic()
+        message = error_of(*FEW, f"tracking.uri={address}", store=store)
+    assert address in message
+    assert time.monotonic() - started < 15
+
+
+def test_full_error_shows_the_traceback(store: Path) -> None:
+    done = cli(*FEW, "objective=x", store=store, HYDRA_FULL_ERROR="1")
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+    assert "objective=x" in done.stderr
+
+
+def test_help_is_quick_and_lists_the_groups(store: Path) -> None:
+    seconds = []
+    for _ in range(3):
+        started = time.monotonic()
+        done = cli("--help", store=store)
+        seconds.append(time.monotonic() - started)
+        assert done.returncode == 0
+    assert "model:" in done.stdout
+    assert min(seconds) < 1.5, seconds
+    assert not store.exists()
+
+
+def test_damaged_file_is_named_with_both_checksums(store: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (raw / f"{name}-ubyte.gz").write_bytes(b"cut short")
+    message = error_of("data=mnist", f"data.root={tmp_path}/data", store=store)
+    assert "train-images-idx3-ubyte.gz" in message
+    assert "f68b3c2dcbeaaa9fbdd348bbdeb94873" in message  # expected
+    assert "c1a31ae98fcef3c67493a99ee1901852" in message  # md5 of "cut short"
+
+
+def test_missing_files_are_an_error_on_demand(store: Path, tmp_path: Path) -> None:
+    arguments = ["data=mnist", f"data.root={tmp_path}/none", "data.on_missing=error"]
+    # a class that torchvision does not have: nothing is downloaded on a machine with internet either
+    message = error_of(*arguments, "data.source.torchvision_class=null", store=store)
+    assert "train-images-idx3-ubyte.gz" in message
+    assert "data.root" in message
+
+
+def test_missing_files_fall_back_with_a_loud_warning(store: Path, tmp_path: Path) -> None:
+    arguments = [f"data.root={tmp_path}/none", "data.source.torchvision_class=null"]
+    done = cli("trainer.max_epochs=1", *arguments, store=store)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" in done.stdout
+    assert "data=mnist5k" in done.stdout
+    (run,) = recorded(store)
+    assert run.data.tags["data"] == "mnist5k"
+
+
+def test_config_of_a_job_is_shown_without_a_run(store: Path) -> None:
+    done = cli("--cfg", "job", "model=vgg", store=store)
+    assert done.returncode == 0
+    assert "batch_norm: true" in done.stdout
+    assert not store.exists()
+
+
+def test_module_of_the_user_is_run_once_trusted(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "my_nets.py").write_text(
+        "from torch import nn\n"
+        "def net(in_shape, n_classes, width):\n"
+        "    layers = nn.Linear(784, width), nn.ReLU(), nn.Linear(width, n_classes)\n"
+        "    return nn.Sequential(nn.Flatten(), *layers)\n"
+    )
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "mine.yaml").write_text("_target_: my_nets.net\nwidth: 8\n")
+    done = cli(
+        *SMALL,
+        f"hydra.searchpath=[file://{tmp_path}/conf]",
+        "model=mine",
+        "model.width=16",
+        "tracking=none",
+        store=store,
+        PYTHONPATH=str(tmp_path),
+        MNIST_SWEEP_TRUST="my_nets.*",
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{784 * 16 + 16 + 16 * 10 + 10:,} parameters" in done.stdout
+
+
+@pytest.mark.mnist
+def test_simple_reaches_98_percent_in_one_epoch(store: Path) -> None:
+    assert HAS_MNIST
+    done = cli("trainer.max_epochs=1", "scheduler=onecycle", "optimizer.lr=3e-3", store=store)
+    assert done.returncode == 0, done.stderr
+    (run,) = recorded(store)
+    assert run.data.metrics["val/accuracy"] >= 0.98
+    assert run.inputs.dataset_inputs[0].dataset.name == "mnist"

@@ -1,0 +1,110 @@
+import pytest
+import torch
+from test_config import composed
+from torch import nn
+
+from mnist_sweep import config, models
+from mnist_sweep.errors import UserError
+
+
+def built(name: str, *overrides: str) -> nn.Module:
+    cfg = composed(f"model={name}", *overrides).model
+    net: nn.Module = config.build(cfg, in_shape=(1, 28, 28), n_classes=10)
+    return net
+
+
+def conv(a: int, b: int) -> int:
+    return 9 * a * b + b
+
+
+def linear(a: int, b: int) -> int:
+    return a * b + b
+
+
+C, B, A, P = "Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d"
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "n_parameters"),
+    [
+        (
+            "simple",
+            [C, A, P, C, A, P, "Flatten", "Linear", A, "Linear"],
+            conv(1, 32) + conv(32, 64) + linear(64 * 7 * 7, 128) + linear(128, 10),
+        ),
+        (
+            "deeper",
+            [C, C, A, P, C, C, A, P, "Flatten", "Linear", A, "Linear"],
+            conv(1, 32)
+            + conv(32, 32)
+            + conv(32, 64)
+            + conv(64, 64)
+            + linear(64 * 7 * 7, 256)
+            + linear(256, 10),
+        ),
+        (
+            "vgg",
+            [
+                *(C, B, A, C, B, A, P) * 2,
+                *(C, B, A, C, B, A, C, B, A, P),
+                *("Flatten", "Linear", A, "Dropout", "Linear"),
+            ],
+            # every batch norm has two parameters a channel
+            conv(1, 64)
+            + conv(64, 64)
+            + conv(64, 128)
+            + conv(128, 128)
+            + conv(128, 256)
+            + 2 * conv(256, 256)
+            + 2 * (64 + 64 + 128 + 128 + 3 * 256)
+            + linear(256 * 3 * 3, 512)
+            + linear(512, 10),
+        ),
+    ],
+)
+def test_reference_model_has_its_layers_and_size(
+    name: str, layers: list[str], n_parameters: int
+) -> None:
+    net = built(name)
+    assert [type(layer).__name__ for layer in net.children()] == layers
+    assert models.n_parameters(net) == n_parameters
+    assert net(torch.rand(3, 1, 28, 28)).shape == (3, 10)
+
+
+def test_cnn_takes_colour_and_other_sizes() -> None:
+    net = models.CNN(in_shape=(3, 21, 32), n_classes=4, stages=[[5], [6, 7]], head=[])
+    assert net(torch.rand(2, 3, 21, 32)).shape == (2, 4)
+
+
+def test_cnn_without_stages_is_an_mlp() -> None:
+    net = built("simple", "model.stages=[]", "model.head=[100]")
+    assert models.n_parameters(net) == linear(784, 100) + linear(100, 10)
+
+
+def test_cnn_without_padding_shrinks() -> None:
+    net = built("simple", "model.padding=valid")  # 26, 13, 11, 5
+    assert models.n_parameters(net) == (
+        conv(1, 32) + conv(32, 64) + linear(64 * 5 * 5, 128) + linear(128, 10)
+    )
+
+
+def test_cnn_says_when_no_pixel_is_left() -> None:
+    with pytest.raises(UserError, match="leaves nothing of 28x28"):
+        built("simple", "model.stages=[[1],[1],[1],[1],[1]]")
+
+
+def test_classifier_normalises_pixels_itself() -> None:
+    model = models.Classifier(nn.Identity(), mean=[0.25, 0.5], std=[0.5, 2.0])
+    out = model(torch.full((1, 2, 1, 1), 0.75))
+    assert out.flatten().tolist() == [1.0, 0.125]
+
+
+def test_summary_lists_each_layer_and_leaves_the_model_as_it_was() -> None:
+    model = models.Classifier(built("vgg"), [0.1], [0.3]).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rows = models.summary(model, (1, 28, 28))
+    assert rows[1] == ("Conv2d", "64x28x28", conv(1, 64))
+    assert rows[-1] == ("Linear", "10", linear(512, 10))
+    assert sum(n for _, _, n in rows) == models.n_parameters(model)
+    assert model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
