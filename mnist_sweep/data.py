@@ -31,12 +31,13 @@ class Arrays(NamedTuple):
     train_labels: NDArray[np.int64]  # [N] in 0..n_classes-1
     test_images: NDArray[np.uint8]
     test_labels: NDArray[np.int64]
+    classes: tuple[str, ...] | None = None  # names in label order, where the source knows them
 
     @property
     def digest(self) -> str:
-        """sha256 over shapes and contents, in field order."""
+        """sha256 over shapes and contents of the arrays, in field order."""
         digest = hashlib.sha256()
-        for array in self:
+        for array in self[:4]:
             digest.update(repr(array.shape).encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
@@ -102,15 +103,10 @@ def idx_files(
         DataMissingError: a file is absent and could not be downloaded.
         UserError: a file is not what its checksum says.
     """
-    directory = Path(root) / folder
-    missing = [name for name in md5 if not (directory / name).is_file()]
-    if missing and torchvision_class:
-        _download(root, torchvision_class, directory)
-        missing = [name for name in md5 if not (directory / name).is_file()]
-    if missing:
-        wanted = ", ".join(f"{name} (md5 {md5[name]})" for name in missing)
-        raise DataMissingError(f"{directory} lacks {wanted}; put them there, or set data.root")
-    return Arrays(*(_read_idx(directory / name, expected) for name, expected in md5.items()))
+    images, labels, test_images, test_labels = map(
+        parse_idx, verified_files(root, folder, md5, torchvision_class)
+    )
+    return Arrays(images, labels, test_images, test_labels)
 
 
 def embedded_mnist(root: str = "") -> Arrays:
@@ -125,36 +121,74 @@ def embedded_mnist(root: str = "") -> Arrays:
     return Arrays(images[~test], labels[~test], images[test], labels[test])
 
 
-def _read_idx(path: Path, md5: str) -> NDArray[Any]:
-    """Images as [N, 1, H, W] uint8, labels as [N] int64; the format is of yann.lecun.com/exdb/mnist."""
-    content = path.read_bytes()
-    actual = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if actual != md5:
-        raise UserError(
-            f"{path} is damaged: md5 {actual}, expected {md5}; delete it, and it is fetched again"
-        )
+def verified_files(
+    root: str,
+    folder: str,
+    md5: Mapping[str, str],
+    torchvision_class: str | None = None,
+    **options: Any,
+) -> Iterator[bytes]:
+    """The contents of the files of `md5` (name -> checksum) in `root/folder`, one at a time.
+
+    What is missing is downloaded first by that class of torchvision.datasets, given `options`.
+    Raises as `idx_files` does.
+    """
+    directory = Path(root) / folder
+
+    def missing() -> str:
+        absent = [name for name in md5 if not (directory / name).is_file()]
+        return ", ".join(f"{name} (md5 {md5[name]})" for name in absent)
+
+    if (wanted := missing()) and torchvision_class:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / ".writable").touch()
+            (directory / ".writable").unlink()
+        except OSError as error:
+            raise UserError(
+                f"cannot write to data.root={root} ({error.strerror}), and {directory} lacks {wanted}"
+            ) from error
+        _download(root, torchvision_class, options)
+    if wanted := missing():
+        raise DataMissingError(f"{directory} lacks {wanted}; put them there, or set data.root")
+    for name, expected in md5.items():
+        content = (directory / name).read_bytes()
+        actual = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if actual != expected:
+            raise UserError(
+                f"{directory / name} is damaged: md5 {actual}, expected {expected}; delete it, and "
+                "it is fetched again"
+            )
+        yield content
+
+
+def parse_idx(content: bytes) -> NDArray[Any]:
+    """A gzipped idx file: images as [N, 1, H, W] uint8, labels as [N] int64.
+
+    Labels are bytes, or rows of big-endian int32 with the class in front (QMNIST). The format is of
+    yann.lecun.com/exdb/mnist.
+    """
     raw = np.frombuffer(gzip.decompress(content), np.uint8)
     n_dims = int(raw[3])
     shape = raw[4 : 4 + 4 * n_dims].view(">i4")
-    values = raw[4 + 4 * n_dims :].reshape(shape)
-    return values[:, None] if n_dims == 3 else values.astype(np.int64)
+    dtype = {0x08: "u1", 0x0C: ">i4"}[int(raw[2])]
+    values = raw[4 + 4 * n_dims :].view(dtype).reshape(shape)
+    return (
+        values[:, None] if n_dims == 3 else values.reshape(len(values), -1)[:, 0].astype(np.int64)
+    )
 
 
-def _download(root: str, torchvision_class: str, directory: Path) -> None:
+def _download(root: str, torchvision_class: str, options: Mapping[str, Any]) -> None:
     """Best effort, with torchvision's progress bar: what is still missing afterwards is the answer."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / ".writable").touch()
-        (directory / ".writable").unlink()
-    except OSError as error:
-        raise UserError(f"cannot write to data.root={root} ({error.strerror})") from error
     import torchvision.datasets
 
     log.info("downloading %s to %s", torchvision_class, root)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:
-        getattr(torchvision.datasets, torchvision_class)(root, download=True)
+        for train in (True, False):  # some classes fetch one half only
+            dataset = getattr(torchvision.datasets, torchvision_class)
+            dataset(root, train=train, download=True, **options)
     except (OSError, RuntimeError) as error:
         log.debug("download of %s failed: %s", torchvision_class, error)
     finally:
@@ -219,7 +253,7 @@ def load(
     n_classes = int(max(arrays.train_labels.max(), arrays.test_labels.max())) + 1
     return Dataset(
         name=name,
-        classes=tuple(classes or map(str, range(n_classes))),
+        classes=tuple(classes or arrays.classes or map(str, range(n_classes))),
         train=_split(train_images, arrays.train_labels[train_indices], train_indices),
         val=_split(arrays.train_images[val_indices], arrays.train_labels[val_indices], val_indices),
         test=_split(arrays.test_images, arrays.test_labels, np.arange(len(arrays.test_labels))),

@@ -81,7 +81,7 @@ def test_digest_sees_contents_and_shape() -> None:
     assert arrays.digest != arrays._replace(train_images=changed).digest
     flat = arrays.train_images.reshape(20, 1, 2, 8)
     assert arrays.digest != arrays._replace(train_images=flat).digest
-    assert arrays.digest == Arrays(*(a.copy() for a in arrays)).digest
+    assert arrays.digest == Arrays(*(a.copy() for a in arrays[:4])).digest
 
 
 def test_channel_stats_are_exact_for_colour_and_constants() -> None:
