@@ -276,7 +276,7 @@ def flatten(cfg: DictConfig) -> dict[str, str]:
             for key, value in node.items():
                 walk(f"{prefix}.{key}" if prefix else str(key), value)
         else:
-            flat[prefix] = str(node)
+            flat[prefix] = str(list(node) if isinstance(node, tuple) else node)  # as in a file
 
     walk("", OmegaConf.to_container(cfg, resolve=True))
     return flat
