@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -30,7 +32,8 @@ def task(cfg: DictConfig) -> float | None:
         sys.exit(_fail(str(error)))
 
 
-def main() -> None:
+def main(task: Callable[[], Any] = task) -> None:
+    """Run a task that @hydra.main made; the tools bring their own."""
     if WANTS_TRACEBACK:
         task()
         return

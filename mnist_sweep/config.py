@@ -83,11 +83,21 @@ class AffineConfig:
 
 
 @dataclass
+class ExpectedConfig:
+    """What is published of a dataset; null: not known."""
+
+    train: int | None = None  # images
+    test: int | None = None
+    shape: tuple[int, int, int] | None = None  # (C, H, W)
+
+
+@dataclass
 class DataConfig:
     name: str = MISSING
     root: str = "${oc.env:MNIST_SWEEP_DATA,data}"
     source: dict[str, Any] = field(default_factory=dict)  # _target_(root, ...) -> data.Arrays
     classes: list[str] | None = None  # names in label order; null: 0, 1, 2, ...
+    expected: ExpectedConfig = field(default_factory=ExpectedConfig)
     on_missing: Literal["embedded", "error"] = "embedded"
     batch_size: int = 64
     val_size: int = 5000  # images held out of the training set, stratified

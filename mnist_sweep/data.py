@@ -342,3 +342,9 @@ def affine(
     rows = [torch.stack([cos, -sin, shift_x], 1), torch.stack([sin, cos, shift_y], 1)]
     grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
+
+
+if __name__ == "__main__":  # python -m mnist_sweep.data: a look at the data before training
+    from mnist_sweep.inspect_data import main
+
+    main()

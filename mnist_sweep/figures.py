@@ -65,3 +65,42 @@ def confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str], title: s
         axes.set(xlabel="predicted", ylabel="true", title=title)
         axes.spines[:].set_visible(False)
     return figure
+
+
+def class_distribution(
+    counts: Mapping[str, NDArray[np.int64]], classes: Sequence[str], title: str
+) -> Figure:
+    """Images of each class, one panel a split; `counts` maps a split's name to [n_classes]."""
+    longest = max(map(len, classes))
+    with rc_context({**STYLE, "axes.grid.axis": "y"}):
+        figure = Figure(
+            figsize=(max(8.0, 0.4 * len(classes)), 3 * len(counts)), layout="constrained"
+        )
+        for axes, (name, count) in zip(
+            np.atleast_1d(figure.subplots(len(counts))), counts.items(), strict=True
+        ):
+            axes.bar(range(len(classes)), count, color=BLUE)
+            axes.axhline(count.mean(), color=ORANGE, linestyle="--")
+            axes.set_axisbelow(True)
+            axes.set_xticks(range(len(classes)), classes, rotation=90 if longest > 3 else 0)
+            found = f"{count.sum():,} images, {count.mean():,.0f} a class on average (dashed)"
+            axes.set(ylabel="images", title=f"{name}: {found}")
+        figure.suptitle(title)
+    return figure
+
+
+def image_grid(
+    images: NDArray[np.generic], captions: Sequence[str], title: str, columns: int = 5
+) -> Figure:
+    """Images [N, C, H, W] (uint8, or float in 0..1), each under its caption."""
+    rows = max(1, -(-len(images) // columns))
+    largest = 255 if images.dtype == np.uint8 else 1
+    with rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(1.5 * columns, 1.75 * rows + 0.4), layout="constrained")
+        for axes in figure.subplots(rows, columns, squeeze=False).flat:
+            axes.axis("off")
+        for axes, image, caption in zip(figure.axes, images, captions, strict=False):
+            axes.imshow(image.transpose(1, 2, 0).squeeze(), cmap="gray_r", vmin=0, vmax=largest)
+            axes.set_title(caption, fontsize=10)
+        figure.suptitle(title)
+    return figure
