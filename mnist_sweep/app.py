@@ -12,19 +12,20 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from mnist_sweep.config import CONF_DIR
+from mnist_sweep import config
 from mnist_sweep.errors import UserError, did_you_mean
 
 # Read before `main` sets it for its own purpose.
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
-@hydra.main(config_path=str(CONF_DIR), config_name="config")
+@hydra.main(config_path=str(config.CONF_DIR), config_name="config")
 def task(cfg: DictConfig) -> float | None:
     """One run: what Hydra calls for `python -m mnist_sweep`, and a worker for every trial."""
-    from mnist_sweep.train import train  # imports torch: not for --help or a config error
-
     try:
+        config.check(cfg)
+        from mnist_sweep.train import train  # imports torch: not for --help or a config error
+
         return train(cfg)
     except UserError as error:
         if HydraConfig.get().mode is RunMode.MULTIRUN or WANTS_TRACEBACK:

@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 def train(cfg: DictConfig) -> float:
     """Run `cfg` and return the objective of the epoch that was best on validation."""
     started = time.monotonic()
-    config.check(cfg)
     directory = Path(HydraConfig.get().runtime.output_dir)
     device = pick_device(cfg.device)
     torch.manual_seed(cfg.seed)
