@@ -1,6 +1,5 @@
 """Mistakes on the command line: one line that says what to do, exit code 2, no traceback."""
 
-import socket
 import time
 from pathlib import Path
 
@@ -77,15 +76,6 @@ def test_folder_that_cannot_be_written(key: str, tmp_path: Path) -> None:
     message = error_of(f"{key}={tmp_path}/file/below", store=tmp_path / "store")
     assert str(tmp_path / "file" / "below") in message
     assert "Not a directory" in message
-
-
-def test_server_that_accepts_but_never_answers_is_given_up_in_time(store: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"http://127.0.0.1:{server.getsockname()[1]}"
-        started = time.monotonic()
-        message = error_of(*FEW, f"tracking.uri={address}", store=store)
-    assert address in message
-    assert time.monotonic() - started < 15
 
 
 def test_full_error_shows_the_traceback(store: Path) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_config import composed
 
 from mnist_sweep import data
 from mnist_sweep.data import Arrays, DataMissingError
 from mnist_sweep.errors import UserError
+from mnist_sweep.train import load_data
 
 RNG = np.random.default_rng(0)
 
@@ -152,10 +154,6 @@ def test_load_without_files_is_an_error_or_the_embedded_sample(
 
 @pytest.mark.mnist
 def test_mnist_is_the_published_one() -> None:
-    from test_config import composed
-
-    from mnist_sweep.train import load_data
-
     loaded = load_data(composed().data)
     assert [len(split) for split in loaded.splits.values()] == [55_000, 5_000, 10_000]
     # per-class counts of the 60,000 and the 10,000, as every publication gives them
