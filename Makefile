@@ -16,7 +16,7 @@ sweep: setup
 	$(BIN)/python -m mnist_sweep -m model=simple,deeper,vgg trainer=quick
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check
