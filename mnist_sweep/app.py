@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import hydra
@@ -22,11 +23,18 @@ WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 @hydra.main(config_path=str(config.CONF_DIR), config_name="config")
 def task(cfg: DictConfig) -> float | None:
     """One run: what Hydra calls for `python -m mnist_sweep`, and a worker for every trial."""
-    try:
+    with mistakes_told():
         config.check(cfg)
         from mnist_sweep.train import train  # imports torch: not for --help or a config error
 
         return train(cfg)
+
+
+@contextmanager
+def mistakes_told() -> Iterator[None]:
+    """A UserError inside ends the process with its line and exit code 2; in a sweep it goes on up."""
+    try:
+        yield
     except UserError as error:
         if HydraConfig.get().mode is RunMode.MULTIRUN or WANTS_TRACEBACK:
             raise

@@ -164,6 +164,18 @@ class SweepConfig:
 
 
 @dataclass
+class EnsembleConfig:
+    """Settings of `python -m mnist_sweep.ensemble`."""
+
+    sweep: str | None = None  # the finished runs of this sweep
+    runs: list[str] = field(default_factory=list)  # or these, by id
+    rounds: int = 50  # of the greedy selection
+    model_name: str = "ensemble"  # of the registered model
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    store: str = "mlruns"
+
+
+@dataclass
 class Config:
     model: Any = MISSING
     optimizer: Any = MISSING
@@ -191,6 +203,7 @@ def register() -> None:
         "data": DataConfig,
         "trainer": TrainerConfig,
         "tracking": TrackingConfig,
+        "ensemble": EnsembleConfig,
         "sweep": SweepConfig,
     }
     for name, schema in schemas.items():

@@ -104,3 +104,24 @@ def image_grid(
             axes.set_title(caption, fontsize=10)
         figure.suptitle(title)
     return figure
+
+
+def error_overlap(counts: NDArray[np.int64], names: Sequence[str], title: str) -> Figure:
+    """Images that two models both get wrong [M, M]; the share of the row's errors gives the colour."""
+    n = len(names)
+    share = counts / np.maximum(np.diag(counts)[:, None], 1)
+    with rc_context({**STYLE, "axes.grid": False}):
+        side = 3.2 + 0.6 * n
+        figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+        axes = figure.subplots()
+        image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
+        for row in range(n):
+            for column in range(n):
+                colour = "white" if share[row, column] > 0.6 else "black"
+                axes.text(column, row, counts[row, column], ha="center", va="center", color=colour)
+        axes.set_xticks(range(n), names, rotation=90)
+        axes.set_yticks(range(n), names)
+        axes.set(title=title)
+        axes.spines[:].set_visible(False)
+        figure.colorbar(image, ax=axes, label="% of the row's errors", shrink=0.7)
+    return figure

@@ -130,9 +130,8 @@ def write(folder: Path, *, data: Dataset, cfg: DictConfig, table: str) -> None:
     figures.image_grid(augmented.numpy(), captions, title).savefig(folder / "samples_augmented.png")
 
 
-@hydra.main(config_path=str(config.CONF_DIR), config_name="config")
-def task(cfg: DictConfig) -> None:
-    config.check(cfg)
+def look(cfg: DictConfig) -> None:
+    """Check, draw and record; exit code 1 where a check fails."""
     cfg.data.train_size = None  # all of it
     cfg.data.augment = "affine"  # as it would be
     data = load_data(cfg.data)
@@ -150,6 +149,13 @@ def task(cfg: DictConfig) -> None:
     if failed := [check.name for check in checks if not check.passed]:
         log.error("failed: %s", ", ".join(failed))
         sys.exit(1)
+
+
+@hydra.main(config_path=str(config.CONF_DIR), config_name="config")
+def task(cfg: DictConfig) -> None:
+    with app.mistakes_told():
+        config.check(cfg)
+        look(cfg)
 
 
 def main() -> None:

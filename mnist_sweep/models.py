@@ -107,6 +107,20 @@ class Classifier(nn.Sequential):
         self.net = net
 
 
+class Mixture(nn.Module):
+    """Logits whose softmax is the weighted mean of the members' probabilities."""
+
+    def __init__(self, members: Sequence[nn.Module], weights: Sequence[float]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.weights = [weight / sum(weights) for weight in weights]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pairs = zip(self.members, self.weights, strict=True)
+        mean = torch.stack([weight * member(images).softmax(1) for member, weight in pairs]).sum(0)
+        return mean.clamp_min(1e-12).log()
+
+
 def n_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 

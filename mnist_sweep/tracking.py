@@ -7,7 +7,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # MLflow's own defaults let a call to a server that went away hang for 248 s.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
 import numpy as np
@@ -121,6 +122,50 @@ def runs(client: MlflowClient, experiment_id: str, query: str = "") -> Iterator[
             return
 
 
+def finished_runs(
+    uri: str, experiment_id: str, *, sweep: str | None, ids: Sequence[str]
+) -> list[Run]:
+    """Trained models of a sweep, the oldest first, or those of `ids`, of which all must exist."""
+    client = MlflowClient(uri)
+    if sweep is not None:
+        query = f"tags.sweep = '{sweep}' AND attributes.status = 'FINISHED'"
+        found = [
+            run for run in runs(client, experiment_id, query) if "test/loss" in run.data.metrics
+        ]
+        return found[::-1]
+    try:
+        return [client.get_run(run_id) for run_id in ids]
+    except MlflowException as error:
+        raise UserError(f"runs={list(ids)}: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def artifact(uri: str, run_id: str, name: str) -> Iterator[Path]:
+    """A file that a run left, on this machine while the block lasts. Raises UserError without it."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = retried(
+                partial(MlflowClient(uri).download_artifacts, run_id, name, dst_path=folder)
+            )
+        except (MlflowException, OSError) as error:
+            raise UserError(f"run {run_id} has no {name} in MLflow: it cannot take part") from error
+        yield Path(path)
+
+
+def load_model(uri: str, run_id: str) -> nn.Module:
+    """The model that a run logged, on the CPU. Raises UserError where it logged none."""
+    import mlflow.pytorch
+
+    mlflow.set_tracking_uri(uri)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model: nn.Module = mlflow.pytorch.load_model(f"runs:/{run_id}/model")
+    except (MlflowException, OSError) as error:
+        raise UserError(f"run {run_id} has no model in MLflow: {error}") from error
+    return model
+
+
 def retried(call: Callable[[], T]) -> T:
     """Call again while the store is locked or away, for RETRY_FOR_S seconds."""
     deadline = time.monotonic() + RETRY_FOR_S
@@ -172,12 +217,15 @@ class MlflowTracker:
             write(Path(folder))
             retried(partial(self.client.log_artifacts, self.run_id, folder))
 
-    def log_model(self, model: nn.Module, example: NDArray[np.float32]) -> None:
+    def log_model(
+        self, model: nn.Module, example: NDArray[np.float32], registered_name: str | None = None
+    ) -> None:
         """As pt2, which loads without our package and runs no code from its file.
 
         Args:
             model: on the CPU, in eval mode.
             example: [B, C, H, W] pixels in 0..1; B at least 2, or the batch size is frozen.
+            registered_name: entry of MLflow's model registry that gets a new version.
         """
         import mlflow.pytorch
 
@@ -189,6 +237,7 @@ class MlflowTracker:
                 mlflow.pytorch.log_model,
                 model,
                 name="model",
+                registered_model_name=registered_name,
                 input_example=example,
                 signature=ModelSignature(Schema([batch]), Schema([logits])),
                 serialization_format="pt2",

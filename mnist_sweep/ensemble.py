@@ -1,0 +1,288 @@
+"""Votes of trained models: `python -m mnist_sweep.ensemble sweep=<name>` or `runs=[<id>,<id>]`.
+
+Members are chosen on the validation images, which they must share; the test set only judges.
+"""
+
+import csv
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import hydra
+import numpy as np
+from hydra.core.hydra_config import HydraConfig
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+from rich.table import Table
+
+from mnist_sweep import app, config, console, figures, interrupt, metrics, models, tracking
+from mnist_sweep import data as datasets
+from mnist_sweep.data import Dataset
+from mnist_sweep.errors import UserError
+from mnist_sweep.train import load_data
+
+log = logging.getLogger("mnist_sweep.ensemble")  # not __main__, of which Hydra shows nothing
+
+HARDEST = 25  # images in the picture of those that all models get wrong
+CONFUSIONS = 5  # that are printed; the file has all
+
+
+@dataclass(frozen=True)
+class Members:
+    """What M models said of the same test images, and of the same validation images if they share them."""
+
+    run_ids: list[str]
+    names: list[str]
+    val_accuracy: NDArray[np.float64]  # [M] each on its own validation images
+    test: NDArray[np.float32]  # [M, N, n_classes] probabilities
+    test_labels: NDArray[np.int64]  # [N]
+    val: NDArray[np.float32] | None  # [M, N_val, n_classes]; None: the validation images differ
+    val_labels: NDArray[np.int64]
+
+    @property
+    def best(self) -> int:
+        return int(self.val_accuracy.argmax())
+
+
+Way = Callable[[NDArray[np.float32]], NDArray[np.int64]]  # [M, N, n_classes] -> [N]
+
+
+@dataclass(frozen=True)
+class Vote:
+    name: str
+    predicted: NDArray[np.int64]  # [N] of the test images
+    val_accuracy: float | None
+
+
+def load_members(uri: str, experiment_id: str, cfg: DictConfig) -> Members:
+    """Raises UserError where there are fewer than two, or they were made of different data."""
+    if (cfg.sweep is None) == (not cfg.runs):
+        raise UserError("expected either sweep=<name> or runs=[<run id>,<run id>]")
+    runs = tracking.finished_runs(uri, experiment_id, sweep=cfg.sweep, ids=list(cfg.runs))
+    if len(runs) < 2:
+        raise UserError(
+            f"{len(runs)} finished runs of sweep={cfg.sweep} in {uri}: expected at least 2"
+        )
+    if len({run.data.tags["data.sha256"] for run in runs}) > 1:
+        raise UserError("the runs were made of different data: no vote across them")
+    stored = []
+    for run in runs:
+        with tracking.artifact(uri, run.info.run_id, "predictions.npz") as path:
+            stored.append(dict(np.load(path)))
+    shared = all(np.array_equal(s["val_indices"], stored[0]["val_indices"]) for s in stored)
+    return Members(
+        run_ids=[run.info.run_id for run in runs],
+        names=_names([run.info.run_name for run in runs]),
+        val_accuracy=np.array(
+            [metrics.accuracy(s["val_probabilities"], s["val_labels"]) for s in stored]
+        ),
+        test=np.stack([s["test_probabilities"] for s in stored]),
+        test_labels=stored[0]["test_labels"],
+        val=np.stack([s["val_probabilities"] for s in stored]) if shared else None,
+        val_labels=stored[0]["val_labels"],
+    )
+
+
+def _names(names: Sequence[str]) -> list[str]:
+    """The same name of several runs is told apart by a number."""
+    return [
+        f"{name} {names[:i].count(name) + 1}" if names.count(name) > 1 else name
+        for i, name in enumerate(names)
+    ]
+
+
+def select(members: Members, rounds: int) -> NDArray[np.int64]:
+    """[M] weights: greedy on validation, or all alike where the models share no validation images."""
+    if members.val is None:
+        log.warning(
+            "no selection: the runs held out different validation images; give them one split, "
+            "data.split_seed=0, when their seeds differ"
+        )
+        return np.ones(len(members.names), dtype=np.int64)
+    return metrics.greedy_selection(members.val, members.val_labels, rounds)
+
+
+def vote(members: Members, weights: NDArray[np.int64]) -> list[Vote]:
+    def mean(weights: NDArray[np.int64]) -> Way:
+        return lambda probabilities: np.average(probabilities, 0, weights=weights).argmax(1)
+
+    ways: dict[str, Way] = {
+        "majority of all": metrics.majority_vote,
+        "mean of all": mean(np.ones_like(weights)),
+        "greedy selection": mean(weights),
+    }
+    return [
+        Vote(
+            name,
+            way(members.test),
+            None if members.val is None else float((way(members.val) == members.val_labels).mean()),
+        )
+        for name, way in ways.items()
+    ]
+
+
+def summary(members: Members, votes: Sequence[Vote]) -> dict[str, float]:
+    """Accuracies by name; the gain is that of the selection over the model that is best on validation."""
+    test_accuracy = [metrics.accuracy(p, members.test_labels) for p in members.test]
+    single = test_accuracy[members.best]
+    found = {
+        "n_members": float(len(members.names)),
+        "best_single/val/accuracy": float(members.val_accuracy[members.best]),
+        "best_single/test/accuracy": single,
+    }
+    for each in votes:
+        key = each.name.split()[0]
+        found[f"{key}/test/accuracy"] = float((each.predicted == members.test_labels).mean())
+        if each.val_accuracy is not None:
+            found[f"{key}/val/accuracy"] = each.val_accuracy
+    return found | {"gain": found["greedy/test/accuracy"] - single}
+
+
+def as_table(
+    members: Members, weights: NDArray[np.int64], votes: Sequence[Vote], result: Mapping[str, float]
+) -> str:
+    table = Table("", "weight", "validation %", "test %", "gain", box=None, pad_edge=False)
+    single = result["best_single/test/accuracy"]
+    for i, name in enumerate(members.names):
+        test = metrics.accuracy(members.test[i], members.test_labels)
+        best = "best single" if i == members.best else ""
+        val = f"{100 * members.val_accuracy[i]:.2f}"
+        table.add_row(name, str(weights[i]), val, f"{100 * test:.2f}", best)
+    for each in votes:
+        test = float((each.predicted == members.test_labels).mean())
+        val = "" if each.val_accuracy is None else f"{100 * each.val_accuracy:.2f}"
+        table.add_row(each.name, "", val, f"{100 * test:.2f}", f"{100 * (test - single):+.2f}")
+    return console.as_text(table)
+
+
+def test_data(uri: str, members: Members) -> Dataset | None:
+    """The data that the members were made of, for the pictures; None where its files are gone."""
+    with tracking.artifact(uri, members.run_ids[0], "config.yaml") as path:
+        cfg = OmegaConf.load(path)
+    cfg.data.on_missing = "embedded" if cfg.data.name == "mnist" else "error"
+    try:
+        data = load_data(cfg.data)
+    except UserError as error:
+        log.warning("no pictures of the images: %s", error)
+        return None
+    return data if np.array_equal(data.test.labels.numpy(), members.test_labels) else None
+
+
+def write(
+    folder: Path, *, members: Members, votes: Sequence[Vote], table: str, data: Dataset | None
+) -> None:
+    """The table, who errs where, how the errors overlap, and what is confused with what."""
+    wrong = metrics.errors(members.test, members.test_labels)
+    n_classes = members.test.shape[2]
+    classes = data.classes if data else tuple(map(str, range(n_classes)))
+    (folder / "ensemble.txt").write_text(table + "\n")
+    with (folder / "errors.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["test image", "true", "models wrong", *members.names])
+        predicted = members.test.argmax(2)
+        for i in np.flatnonzero(wrong.any(0)):
+            seen = [classes[k] for k in predicted[:, i]]
+            writer.writerow([i, classes[members.test_labels[i]], wrong[:, i].sum(), *seen])
+    with (folder / "confusions.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["true", "predicted", "times, all models"])
+        writer.writerows([classes[t], classes[p], count] for t, p, count in confusions(members))
+    title = "Test images that two models both get wrong"
+    figure = figures.error_overlap(metrics.overlap(wrong), members.names, title)
+    figure.savefig(folder / "error_overlap.png")
+    matrix = metrics.confusion_matrix(votes[-1].predicted, members.test_labels, n_classes)
+    n_wrong = int((votes[-1].predicted != members.test_labels).sum())
+    title = f"{votes[-1].name}: {n_wrong} of {len(members.test_labels):,} test images are taken for another"
+    figures.confusion_matrix(matrix, classes, title).savefig(folder / "confusion_matrix.png")
+    if data is not None:
+        indices = hardest(members)
+        shown = indices[:HARDEST]
+        seen_as = members.test[:, shown].mean(0).argmax(1)
+        pairs = zip(members.test_labels[shown], seen_as, strict=True)
+        captions = [f"{classes[true]} seen as {classes[k]}" for true, k in pairs]
+        title = f"{len(indices)} test images that all {len(members.names)} models get wrong"
+        figure = figures.image_grid(data.test.images[shown].numpy(), captions, title)
+        figure.savefig(folder / "hardest_images.png")
+
+
+def confusions(members: Members) -> list[tuple[int, int, int]]:
+    """(true, predicted, count), counted over all models."""
+    n = members.test.shape[2]
+    matrices = [metrics.confusion_matrix(p.argmax(1), members.test_labels, n) for p in members.test]
+    return metrics.ranked_confusions(np.sum(matrices, axis=0))
+
+
+def hardest(members: Members) -> NDArray[np.int64]:
+    """The test images that all models get wrong, those first of which they are surest."""
+    indices = np.flatnonzero(metrics.errors(members.test, members.test_labels).all(0))
+    return indices[np.argsort(-members.test.mean(0)[indices].max(1), kind="stable")]
+
+
+def report(members: Members, classes: Sequence[str]) -> None:
+    wrong = metrics.errors(members.test, members.test_labels)
+    n_models, n_images = wrong.shape
+    histogram = np.bincount(wrong.sum(0), minlength=n_models + 1)
+    log.info(
+        "of %s test images %d are wrong for one model or more, %d for all %d",
+        f"{n_images:,}",
+        n_images - histogram[0],
+        histogram[n_models],
+        n_models,
+    )
+    most = [f"{classes[t]} as {classes[p]} ({n})" for t, p, n in confusions(members)[:CONFUSIONS]]
+    log.info("most frequent confusions, all models: %s", ", ".join(most))
+
+
+def combine(cfg: DictConfig) -> None:
+    uri = tracking.store_uri(cfg.tracking.uri, cfg.store)
+    experiment_id = tracking.prepare(uri, cfg.store, cfg.tracking.experiment)
+    members = load_members(uri, experiment_id, cfg)
+    weights = select(members, cfg.rounds)
+    votes = vote(members, weights)
+    result = summary(members, votes)
+    table = as_table(members, weights, votes, result)
+    log.info(table)
+    data = test_data(uri, members)
+    report(members, data.classes if data else list(map(str, range(members.test.shape[2]))))
+    directory = Path(HydraConfig.get().runtime.output_dir)
+    produce = partial(write, members=members, votes=votes, table=table, data=data)
+    produce(directory)
+    log.info("tables and pictures: %s", directory)
+    name = cfg.tracking.run_name or f"ensemble {cfg.sweep or ''}".strip()
+    chosen = {
+        run_id: int(weight)
+        for run_id, weight in zip(members.run_ids, weights, strict=True)
+        if weight
+    }
+    with (
+        interrupt.obeyed(),
+        tracking.start_run(
+            uri, experiment_id, name=name, tags={"kind": "ensemble"}, params=config.flatten(cfg)
+        ) as tracker,
+    ):
+        tracker.set_tags({"members": " ".join(f"{k}*{w}" for k, w in chosen.items())})
+        tracker.log_metrics(result, step=0)
+        tracker.log_artifacts(produce)
+        if cfg.tracking.log_model and data is not None:
+            mixture = models.Mixture(
+                [tracking.load_model(uri, run_id) for run_id in chosen], list(chosen.values())
+            )
+            example = datasets.to_float(data.test.images[:2]).numpy()
+            tracker.log_model(mixture, example, registered_name=cfg.model_name)
+            log.info("registered as model %s", cfg.model_name)
+
+
+@hydra.main(config_path=str(config.CONF_DIR), config_name="ensemble")
+def task(cfg: DictConfig) -> None:
+    with app.mistakes_told():
+        combine(cfg)
+
+
+def main() -> None:
+    app.main(task)
+
+
+if __name__ == "__main__":
+    main()
