@@ -107,7 +107,8 @@ def conclusion(study: optuna.Study, plan: Plan, config: DictConfig, link: str) -
         log.info("no trial completed, so there is no best one")
     elif len(plan.metrics) == 1:
         log.info("\nbest: %s", _line(study.best_trial, plan))
-        overrides = [*plan.space.fixed, *_overrides(study.best_trial.params)]
+        exact = [f"{name}={value}" for name, value in study.best_trial.params.items()]
+        overrides = [*plan.space.fixed, *exact]
         kept = [o for o in overrides if not o.startswith(("sweep.", "search=", "pruner="))]
         log.info("train it again: python -m mnist_sweep %s", " ".join(kept))
         if importances := _importances(study):
@@ -225,12 +226,9 @@ def _counts(found: list[FrozenTrial]) -> str:
     return ", ".join(f"{n} {state}" for state, n in sorted(states.items())) or "nothing yet"
 
 
-def _overrides(params: dict[str, Any]) -> list[str]:
-    return [f"{name}={_short(value)}" for name, value in params.items()]
-
-
 def _assignments(params: dict[str, Any]) -> str:
-    return " ".join(_overrides(params))
+    """For the eye; four digits do not name a point exactly."""
+    return " ".join(f"{name}={_short(value)}" for name, value in params.items())
 
 
 def _short(value: Any) -> str:

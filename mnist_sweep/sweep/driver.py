@@ -4,6 +4,7 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -22,7 +23,6 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from optuna.trial import TrialState
 
-from mnist_sweep import config as configuration
 from mnist_sweep import interrupt, provenance
 from mnist_sweep.errors import UserError
 from mnist_sweep.sweep import display, record, search, storage
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_N_TRIALS = 30
 ROUNDS = 10  # of launching workers while the budget is open
-SETTLE_S = 8  # for interrupted workers to let go of their trials
+SETTLE_S = 4  # for interrupted workers to let go of their trials
 
 
 def sweep(
@@ -77,7 +77,7 @@ def sweep(
         cwd=os.getcwd(),
         driver=provenance.process_identity(),
     )
-    loader = _snapshot(plan, hydra_context, config)
+    loader = _snapshot(plan, hydra_context)
     with record.of_sweep(config, plan, study) as sweep_record:
         plan.tags.update(sweep_record.trial_tags)
         worker = Worker(plan, task, hydra_context, loader, config)
@@ -101,6 +101,7 @@ def _run(
                     return
                 _launch(worker, n_jobs=min(_n_jobs(worker.config), open_))
     except (KeyboardInterrupt, SystemExit):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing may come between
         stop(study, plan, storage.INTERRUPTED)
         storage.wait_until(lambda: _settled(study, plan), SETTLE_S)
         log.warning("interrupted; the same command goes on:\n  %s", _command(plan))
@@ -131,7 +132,8 @@ def _launch(worker: Worker, n_jobs: int) -> None:
 def _slot(worker: Worker, index: int, n_jobs: int) -> tuple[str, ...]:
     """The overrides of one worker's own job: its directory and what it may see of the machine."""
     gpus = _visible_gpus(worker.config)
-    environment = {"OMP_NUM_THREADS": max(1, (os.cpu_count() or 1) // n_jobs)}
+    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    environment = {"OMP_NUM_THREADS": max(1, threads // n_jobs)}
     overrides = [
         f"hydra.sweep.dir='{worker.plan.directory}'",
         f"hydra.sweep.subdir=.workers/{index}",
@@ -162,6 +164,8 @@ def _visible_gpus(config: DictConfig) -> list[str]:
 
 def _settle_data(space: Space, config: DictConfig) -> Space:
     """Fetch the data, or choose the stand-in, once for all trials."""
+    if "data" not in config:
+        return space  # a task of another kind
     if any(name == "data" or name.startswith("data.") for name in space.distributions):
         return space  # each trial has its own
     chosen = [o for o in space.fixed if o.startswith("data=")]
@@ -176,25 +180,24 @@ def _settle_data(space: Space, config: DictConfig) -> Space:
     return Space(space.distributions, [*kept, f"data={name}"], space.when)
 
 
-def _snapshot(plan: Plan, hydra_context: HydraContext, config: DictConfig) -> ConfigLoader:
+def _snapshot(plan: Plan, hydra_context: HydraContext) -> ConfigLoader:
     """A copy of conf/ in the sweep's directory, and a loader that composes every trial from it.
 
     Editing conf/ while the sweep runs, or before it is resumed, then changes none of its trials.
     """
     copied = plan.directory / "conf"
+    search_path = deepcopy(hydra_context.config_loader.get_search_path())
+    main = next(element for element in search_path.get_path() if element.provider == "main")
     if plan.settings.extend:
         shutil.rmtree(copied, ignore_errors=True)
     if not copied.exists():
         unfinished = copied.with_name(f".conf-{plan.invocation}")
-        shutil.copytree(configuration.CONF_DIR, unfinished)
+        shutil.copytree(main.path.removeprefix("file://"), unfinished)
         try:
             unfinished.rename(copied)
         except OSError:  # another driver was faster
             shutil.rmtree(unfinished)
-    search_path = deepcopy(hydra_context.config_loader.get_search_path())
-    for element in search_path.get_path():
-        if element.provider == "main":
-            element.path = f"file://{copied}"
+    main.path = f"file://{copied}"
     return ConfigLoaderImpl(search_path)
 
 

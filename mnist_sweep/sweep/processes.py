@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 log = logging.getLogger(__name__)
 
-END_S = 8  # for a worker to let go of its trial after SIGTERM
+END_S = 5  # for a worker to let go of its trial after SIGTERM
 SHORT_LIFE_S = 10
 
 Job = tuple[HydraContext, TaskFunction, DictConfig]

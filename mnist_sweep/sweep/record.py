@@ -64,14 +64,16 @@ def of_sweep(config: DictConfig, plan: Plan, study: optuna.Study) -> Iterator[Sw
             ", or uncommitted changes differ" if before["git.commit"] == commit else "",
         )
     study.set_user_attr("code", code)
-    with tracking.sweep_run(uri, experiment_id, plan.study_name, tags=code) as tracker:
-        tracker.log_artifacts(lambda folder: _write_inputs(folder, config, diff))
-        trial_tags = {"git.commit": commit}
-        if config.tracking.nested:
-            trial_tags["mlflow.parentRunId"] = tracker.run_id
-        link = tracking.comparison_link(uri, experiment_id, plan.study_name, config.store)
-        yield MlflowSweepRecord(tracker, plan, trial_tags, link)
-    tracking.prepare(uri, config.store, config.tracking.experiment)  # closes runs of dead workers
+    try:
+        with tracking.sweep_run(uri, experiment_id, plan.study_name, tags=code) as tracker:
+            tracker.log_artifacts(lambda folder: _write_inputs(folder, config, diff))
+            trial_tags = {"git.commit": commit}
+            if config.tracking.nested:
+                trial_tags["mlflow.parentRunId"] = tracker.run_id
+            link = tracking.comparison_link(uri, experiment_id, plan.study_name, config.store)
+            yield MlflowSweepRecord(tracker, plan, trial_tags, link)
+    finally:  # the runs of workers that were killed
+        tracking.prepare(uri, config.store, config.tracking.experiment)
 
 
 def hash_of(text: str) -> str:
