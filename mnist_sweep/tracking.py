@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import tempfile
 import time
 import traceback
@@ -12,7 +13,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlparse
+from urllib.request import url2pathname
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # MLflow's own defaults let a call to a server that went away hang for 248 s.
@@ -302,6 +304,21 @@ def sweep_run(
         raise
     finally:
         retried(partial(client.set_terminated, tracker.run_id, status))
+
+
+def trial_runs(client: MlflowClient, sweep_run_id: str, sweep: str) -> list[Run]:
+    experiment_id = client.get_run(sweep_run_id).info.experiment_id
+    found = runs(client, experiment_id, f"tags.sweep = '{sweep}'")
+    return [run for run in found if "trial" in run.data.tags]
+
+
+def delete_models(client: MlflowClient, run: Run) -> None:
+    """The models that a run logged, with their files where those lie on this machine."""
+    for output in run.outputs.model_outputs if run.outputs else ():
+        location = client.get_logged_model(output.model_id).artifact_location
+        client.delete_logged_model(output.model_id)
+        if location.startswith("file:"):
+            shutil.rmtree(url2pathname(urlparse(location).path), ignore_errors=True)
 
 
 def comparison_link(uri: str, experiment_id: str, sweep: str, store: str) -> str:

@@ -21,11 +21,13 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from mnist_sweep import interrupt, provenance
 from mnist_sweep.errors import UserError
 from mnist_sweep.sweep import display, record, search, storage
+from mnist_sweep.sweep.record import SweepRecord
 from mnist_sweep.sweep.space import Space, parse
 from mnist_sweep.sweep.storage import trials
 from mnist_sweep.sweep.worker import Plan, Worker, stop, stop_reason
@@ -83,6 +85,8 @@ def sweep(
         worker = Worker(plan, task, hydra_context, loader, config)
         _run(study, plan, worker, grid)
         storage.reap(study, settings.grace_s, settings.retries)
+        if settings.top_k is not None:
+            _drop_models(study, settings.top_k, sweep_record)
         sweep_record.finish(study)
     return _conclude(study, plan, config, sweep_record.link)
 
@@ -228,6 +232,23 @@ def _settled(study: optuna.Study, plan: Plan) -> bool:
         if worker is None or provenance.is_dead(worker):
             storage.give_back(study, trial, storage.INTERRUPTED)
     return not mine
+
+
+def _drop_models(study: optuna.Study, top_k: int, sweep_record: SweepRecord) -> None:
+    """Keep the weights of the best `top_k` trials only; several objectives keep their front."""
+    found = trials(study, TrialState.COMPLETE)
+    if len(study.directions) > 1:
+        kept = study.best_trials
+    else:
+        maximize = study.direction is StudyDirection.MAXIMIZE
+        kept = sorted(found, key=lambda t: t.value or 0.0, reverse=maximize)[:top_k]
+    numbers = {trial.number for trial in kept}
+    for trial in trials(study):
+        directory = trial.user_attrs.get(storage.DIRECTORY)
+        if directory and trial.number not in numbers:
+            for weights in Path(directory).glob("*.pt"):
+                weights.unlink()
+    sweep_record.keep_models(numbers)
 
 
 def _command(plan: Plan) -> str:

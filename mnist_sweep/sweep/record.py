@@ -28,6 +28,9 @@ class SweepRecord:
     def finish(self, study: optuna.Study) -> None:
         pass
 
+    def keep_models(self, numbers: set[int]) -> None:
+        """Of the trials with these numbers; the logged models of all others go."""
+
 
 class MlflowSweepRecord(SweepRecord):
     def __init__(self, tracker: Any, plan: Plan, trial_tags: dict[str, str], link: str) -> None:
@@ -41,6 +44,16 @@ class MlflowSweepRecord(SweepRecord):
             metrics[f"best/{self.plan.metrics[0]}"] = study.best_value
         self.tracker.log_metrics(metrics, step=0)
         self.tracker.log_artifacts(lambda folder: _write_results(folder, study, self.plan))
+
+    def keep_models(self, numbers: set[int]) -> None:
+        from mnist_sweep import tracking
+
+        trial_runs = tracking.trial_runs(
+            self.tracker.client, self.tracker.run_id, self.plan.study_name
+        )
+        for run in trial_runs:
+            if int(run.data.tags["trial"]) not in numbers:
+                tracking.delete_models(self.tracker.client, run)
 
 
 @contextmanager
