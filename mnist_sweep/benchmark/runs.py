@@ -1,0 +1,81 @@
+"""What a run costs beside its training: start-up, memory, the record of it."""
+
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
+
+from mnist_sweep.benchmark.measure import Row, Sizes, call, compose, medians
+from mnist_sweep.reporting import REPORTER, NullReporter
+
+# A small process between, because the peak of a child counts what it was forked from.
+PEAK = (
+    "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=2); "
+    "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+)
+
+
+def startup(sizes: Sizes, folder: Path) -> Iterator[Row]:
+    turns = {
+        "--help": lambda: call("--help"),
+        "a config error": lambda: call("model=nosuch", f"store={folder}", exit_code=2),
+    }
+    for what, seconds in medians(turns, sizes.turns).items():
+        yield Row(f"start-up: {what}", "s", seconds, bar=1.5)
+
+
+def memory(sizes: Sizes, folder: Path) -> Iterator[Row]:
+    run = ["-m", "mnist_sweep", f"store={folder}", "trainer.max_epochs=1"]
+    if sizes.run_images is not None:
+        run.append(f"data.train_size={sizes.run_images}")
+    command = [sys.executable, "-c", PEAK, sys.executable, *run]
+    peak = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    unit = 1 if platform.system() == "Darwin" else 1024  # bytes
+    yield Row("memory: peak RSS of a run, simple", "GiB", peak * unit / 2**30, bar=1.2)
+
+
+def tracking(sizes: Sizes, folder: Path) -> Iterator[Row]:
+    """Training itself is left out on both sides: it varies by more than its record costs."""
+    fixed = [f"store={folder}", "trainer.max_epochs=3", "trainer.early_stopping.patience=null"]
+
+    fixed.append(f"data.train_size={sizes.tracked_images}")
+
+    def turn(choice: str) -> float:
+        return outside_fit_s([*fixed, f"tracking={choice}"], folder / choice)
+
+    turns = {"on": lambda: turn("mlflow"), "off": lambda: turn("none")}
+    seconds = medians(turns, sizes.turns)
+    added_s = seconds["on"] - seconds["off"]
+    yield Row("tracking: seconds it adds to a run, simple, 3 epochs", "s", added_s, bar=1.5)
+
+
+def outside_fit_s(overrides: Sequence[str], directory: Path) -> float:
+    """Seconds of a whole run in this process, less those of its training and validation."""
+    from mnist_sweep.train import train
+
+    cfg = compose(overrides, with_hydra=True)
+    with open_dict(cfg):
+        cfg.hydra.runtime.output_dir = str(directory)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    reporter = Summary()
+    token = REPORTER.set(reporter)
+    started = time.monotonic()
+    try:
+        train(cfg)
+        return time.monotonic() - started - reporter.fit_s
+    finally:
+        REPORTER.reset(token)
+
+
+class Summary(NullReporter):
+    fit_s = 0.0
+
+    def finish(self, summary: Mapping[str, float]) -> None:
+        self.fit_s = summary["fit_s"]

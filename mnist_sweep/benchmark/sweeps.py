@@ -1,0 +1,89 @@
+"""What a sweep costs beside its trials; every sweep runs in a process of its own."""
+
+import itertools
+import statistics
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mnist_sweep.benchmark.measure import FULL, Row, Sizes, call
+
+IDLE = ("-c", "from mnist_sweep.benchmark.idle import task; task()")
+EMBEDDED = ["data=mnist5k", "model=simple"]
+# A study of random points on one worker.
+RANDOM = ["-m", "search=random", "pruner=none", "sweep.n_jobs=1", *EMBEDDED]
+RANDOM += ["optimizer.lr=interval(1e-4,1e-3)", "data.batch_size=64"]
+
+
+def sweeps(sizes: Sizes, folder: Path) -> Iterator[Row]:
+    yield from engine(sizes, folder / "engine")
+    yield from recorded(sizes, folder / "recorded")
+    yield from uneven(sizes, folder / "uneven")
+
+
+def engine(sizes: Sizes, folder: Path) -> Iterator[Row]:
+    """What a trial costs that does nothing, also when the study has many; these are copies."""
+    arguments = [*RANDOM, "tracking=none", "sweep.name=idle", f"store={folder}"]
+
+    def seconds_a_trial(n: int) -> float:
+        """Median of the ten trials around the nth."""
+        call(*arguments, f"sweep.n_trials={n + 5}", program=IDLE)
+        return statistics.median(engine_s(folder, "idle")[-10:])
+
+    tenth_s = seconds_a_trial(10)
+    yield Row("sweep: engine a trial, of a task that does nothing", "s", tenth_s, bar=1.0)
+    for n, bar in zip(sizes.filled, (2.0, 4.0), strict=True):
+        study = open_study(folder, "idle")
+        found = study.get_trials(deepcopy=False)
+        study.add_trials([found[0]] * (n - 6 - len(found)))
+        nth_s = seconds_a_trial(n)
+        yield Row(f"sweep: engine, trial {n:,} against trial 10", "s", nth_s, tenth_s, bar)
+
+
+def recorded(sizes: Sizes, folder: Path) -> Iterator[Row]:
+    arguments = [*RANDOM, "trainer.max_epochs=1", "sweep.name=recorded", f"store={folder}"]
+    call(*arguments, f"sweep.n_trials={sizes.trials}")
+    seconds = statistics.median(engine_s(folder, "recorded")[1:])
+    yield Row("sweep: engine, test and record a trial, embedded data", "s", seconds, bar=1.0)
+
+
+def uneven(sizes: Sizes, folder: Path) -> Iterator[Row]:
+    """The same trials of 1 to 4 epochs on two jobs, by our engine and by Hydra's own plugins."""
+    n_trials = 4 * sizes.uneven_seeds
+    seeds = ",".join(map(str, range(sizes.uneven_seeds)))
+    trials = ["-m", f"seed={seeds}", "trainer.max_epochs=1,2,3,4", *EMBEDDED]
+    trials += [f"data.train_size={sizes.uneven_images}"]
+    stock = ["hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "hydra.sweeper.n_jobs=2"]
+    stock += ["hydra.sweeper.direction=maximize", f"hydra.sweeper.n_trials={n_trials}"]
+    stock += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    has_peer = find_spec("hydra_plugins.hydra_joblib_launcher") is not None
+    ours, peer = [], []
+    for turn in range(3 if sizes is FULL else 1):
+        ours.append(call(*trials, "sweep.n_jobs=2", f"store={folder}/{turn}", "sweep.name=ours"))
+        if has_peer:
+            peer.append(call(*trials, *stock, f"store={folder}/{turn}", "sweep.name=stock"))
+    yield Row(
+        f"sweep: {n_trials} uneven trials, 2 jobs, against hydra-optuna-sweeper + joblib",
+        "s",
+        statistics.median(ours),
+        statistics.median(peer) if peer else None,
+        bar=0.75 if peer else None,
+    )
+
+
+def engine_s(store: Path, name: str) -> list[float]:
+    """Seconds from the end of each trial to the end of the next, less its training and validation."""
+    from mnist_sweep.sweep.storage import SUMMARY
+
+    return [
+        (after.datetime_complete - before.datetime_complete).total_seconds()
+        - after.user_attrs[SUMMARY]["fit_s"]
+        for before, after in itertools.pairwise(open_study(store, name).get_trials(deepcopy=False))
+    ]
+
+
+def open_study(store: Path, name: str) -> Any:
+    from mnist_sweep.sweep.storage import create_study, storage_url
+
+    return create_study(storage_url(None, str(store)), 60, name, ["maximize"])
