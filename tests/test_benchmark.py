@@ -17,6 +17,7 @@ from mnist_sweep.benchmark.measure import Row, medians
         ("startup", ["start-up: --help", "start-up: a config error"]),
         ("memory", ["memory"]),
         ("training", [f"training {m}" for m in ("simple", "deeper", "vgg") for _ in range(2)]),
+        ("fast99", ["fast99"] * 3),
         ("tracking", ["tracking"]),
         pytest.param("sweep", ["sweep: "] * 5, marks=pytest.mark.slow),
     ],

@@ -13,7 +13,7 @@ from typing import Any
 from mnist_sweep import benchmark
 from mnist_sweep.benchmark.measure import FULL, QUICK, Row, Sizes
 
-PARTS = ("startup", "memory", "training", "tracking", "sweep")
+PARTS = ("startup", "memory", "training", "fast99", "tracking", "sweep")
 
 
 def main() -> None:
@@ -55,6 +55,10 @@ def part(name: str) -> Callable[[Sizes, Path], Iterator[Row]]:
         from mnist_sweep.benchmark.training import training  # imports torch and torchvision
 
         return training
+    if name == "fast99":
+        from mnist_sweep.benchmark.fast99 import fast99
+
+        return fast99
     from mnist_sweep.benchmark import runs, sweeps
 
     return {
