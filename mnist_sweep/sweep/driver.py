@@ -46,7 +46,7 @@ def sweep(
 
     Raises:
         UserError: settings that make no sweep, or a study of another space.
-        SystemExit: 1 where a trial failed or none completed, 130 or 143 when interrupted.
+        SystemExit: 1 where a grid has holes or no trial completed, 130 or 143 when interrupted.
     """
     settings = config.sweep
     space = parse(settings, arguments)
@@ -259,8 +259,9 @@ def _command(plan: Plan) -> str:
 def _conclude(study: optuna.Study, plan: Plan, config: DictConfig, link: str) -> float | None:
     """Show what came out; the exit code says whether all went well."""
     display.conclusion(study, plan, config, link)
-    found = trials(study)
-    completed = [t for t in found if t.state is TrialState.COMPLETE]
-    if plan.failed(found) or not completed or stop_reason(study, plan):
+    completed = trials(study, TrialState.COMPLETE)
+    # a search made up for its failures, a grid has holes
+    holes = plan.grid and plan.failed(trials(study))
+    if holes or not completed or stop_reason(study, plan):
         raise SystemExit(1)
     return study.best_value if len(plan.metrics) == 1 else None
