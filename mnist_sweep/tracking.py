@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import shutil
 import tempfile
 import time
@@ -324,9 +325,13 @@ def delete_models(client: MlflowClient, run: Run) -> None:
 def comparison_link(uri: str, experiment_id: str, sweep: str, store: str) -> str:
     """How to open the runs of a sweep in MLflow's UI, its charts beside its table."""
     query = quote(f"tags.sweep = '{sweep}' AND tags.trial != ''")
-    page = f"/#/experiments/{experiment_id}/runs?searchFilter={query}&compareRunsMode=CHART"
+    page = (
+        f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+        f"&searchFilter={query}&compareRunsMode=CHART"
+    )
     if uri.startswith(("http://", "https://")):
         return uri.rstrip("/") + page
-    artifacts = (Path(store).resolve() / "artifacts").as_uri()
-    command = f"mlflow ui --backend-store-uri {uri} --artifacts-destination {artifacts} --workers 1"
-    return f"http://127.0.0.1:5000{page}\n  which is served by: {command}"
+    return (
+        f"python -m mnist_sweep.ui --store {shlex.quote(store)}\n"
+        f"  and in a browser: http://127.0.0.1:5000{page}"
+    )

@@ -31,8 +31,8 @@ def test_grid_of_three_models_end_to_end(store: Path) -> None:
     table = out[out.index("trial  model") :]
     for model, weights in (("simple", "421,642"), ("deeper", "870,634"), ("vgg", "2,921,930")):
         assert re.search(rf"{model} .*{weights}.*complete", table), table
-    assert "compare the runs: http://127.0.0.1:5000/#/experiments/" in out
-    assert "mlflow ui --backend-store-uri" in out
+    assert f"compare the runs: python -m mnist_sweep.ui --store {store}" in out
+    assert "http://127.0.0.1:5000/#/experiments/1/runs?" in out
 
     runs = [r for r in recorded(store) if "trial" in r.data.tags]
     assert {r.data.tags["model"] for r in runs} == {"simple", "deeper", "vgg"}

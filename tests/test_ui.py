@@ -1,0 +1,60 @@
+"""MLflow's UI over a store: a real server, asked, ended."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from urllib.request import urlopen
+
+import engine
+from conftest import ROOT, SMALL, environment, succeed
+
+UI = [sys.executable, "-m", "mnist_sweep.ui", "--store"]
+
+
+def test_ui_serves_the_runs_and_ends_with_all_its_children(store: Path) -> None:
+    succeed(*SMALL, "model=mlp", store=store)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        ui = subprocess.Popen(
+            [*UI, store, "--port", port],
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            lines = [ui.stdout.readline(), ui.stdout.readline()]
+            assert "is taken" in lines[0]
+            base = re.search(r"http://127\.0\.0\.1:\d+", lines[1]).group()
+            assert not base.endswith(f":{port}")
+            engine.wait_for(lambda: answers(f"{base}/health"))
+            found = urlopen(
+                f"{base}/api/2.0/mlflow/experiments/get-by-name?experiment_name=mnist_sweep"
+            )
+            assert b"mnist_sweep" in found.read()
+        finally:
+            os.kill(ui.pid, signal.SIGINT)
+            ui.wait(30)
+    engine.wait_for(lambda: not answers(f"{base}/health"), 10)
+
+
+def test_ui_without_runs_says_what_makes_one(store: Path) -> None:
+    done = subprocess.run([*UI, store], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "holds no runs yet" in done.stderr
+    assert not store.exists()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urlopen(url, timeout=3) as page:
+            return bool(page.status == 200)
+    except OSError:
+        return False
