@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shlex
 import shutil
 import tempfile
 import time
@@ -331,7 +330,10 @@ def comparison_link(uri: str, experiment_id: str, sweep: str, store: str) -> str
     )
     if uri.startswith(("http://", "https://")):
         return uri.rstrip("/") + page
-    return (
-        f"python -m mnist_sweep.ui --store {shlex.quote(store)}\n"
-        f"  and in a browser: http://127.0.0.1:5000{page}"
+    own = uri == store_uri(None, store)
+    server = (
+        f"python -m mnist_sweep.ui --store {store}"
+        if own
+        else f"mlflow ui --backend-store-uri {uri}"
     )
+    return f"{server}\n  and in a browser: http://127.0.0.1:5000{page}"
