@@ -62,9 +62,13 @@ def process_identity() -> dict[str, str]:
     }
 
 
+def is_here(identity: dict[str, str]) -> bool:
+    return identity.get("host") == socket.gethostname()
+
+
 def is_dead(identity: dict[str, str]) -> bool:
     """Whether the process of `identity` surely ended; of another host nothing is known: False."""
-    if identity.get("host") != socket.gethostname():
+    if not is_here(identity):
         return False
     if identity.get("boot_id") != boot_id():
         return True

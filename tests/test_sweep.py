@@ -148,6 +148,26 @@ def test_two_drivers_share_one_budget(store: Path) -> None:
     assert len({str(p) for p in params(trials(store, "two"))}) == 20, "no point twice"
 
 
+def test_two_drivers_share_one_grid(store: Path) -> None:
+    drivers = [start("x=1,2,3,4,5,6", "sweep.name=two", store=store) for _ in range(2)]
+    try:
+        assert [driver.wait(120) for driver in drivers] == [0, 0]
+    finally:
+        for driver in drivers:
+            engine.end(driver)
+    done = [t.params["x"] for t in trials(store, "two") if t.state is TrialState.COMPLETE]
+    assert sorted(done) == [1, 2, 3, 4, 5, 6]
+
+
+def test_other_choices_cannot_extend_a_study(store: Path) -> None:
+    """Optuna keeps the choices of a parameter; its own error would come trial by trial."""
+    run("x=1,2", "sweep.name=e", store=store)
+    code, out = run("x=3,2,1", "sweep.name=e", "sweep.extend=true", store=store)
+    assert code != 0
+    assert "take another sweep.name\n" in out
+    assert len(trials(store, "e")) == 2
+
+
 def test_short_trials_do_not_wait_for_long_ones(store: Path) -> None:
     """Two workers, a trial of 8 s first: the short ones all start and end while it runs."""
     events = store / "events"

@@ -63,8 +63,6 @@ def sweep(
     space = _settle_data(space, config)
     study = storage.create_study(url, settings.grace_s, name, directions)
     storage.check_fingerprint(study, space.fingerprint(), extend=settings.extend)
-    for key in [k for k in study.user_attrs if k.startswith("stop ")]:
-        study.set_user_attr(key, None)
     plan = Plan(
         invocation=uuid.uuid4().hex,
         study_name=name,
@@ -99,7 +97,8 @@ def _run(
         with interrupt.obeyed(), display.live(study, plan):
             for round_ in range(ROUNDS):
                 if grid is not None:
-                    storage.enqueue_grid(study, grid, again=round_ == 0)
+                    lock = plan.directory / "grid.lock"
+                    storage.enqueue_grid(study, grid, lock, again=round_ == 0)
                 open_ = plan.n_trials - plan.finished(trials(study))
                 if open_ <= 0 or stop_reason(study, plan):
                     return

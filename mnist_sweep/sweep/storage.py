@@ -38,7 +38,7 @@ DIRECTORY = "directory"
 RESUME = "resume"  # directory of an earlier attempt that left a checkpoint
 ERROR = "error"
 SUMMARY = "summary"  # figures of the run
-GRID = "grid"  # position in the grid
+GRID = "grid"  # the point of a grid, as JSON
 
 
 def storage_url(url: str | None, store: str) -> str:
@@ -108,8 +108,13 @@ def reap(study: optuna.Study, grace_s: int, retries: int) -> None:
     for trial in running:
         worker = trial.user_attrs.get(WORKER)
         started = trial.datetime_start or datetime.now()
-        never_beat = worker is None and (datetime.now() - started).total_seconds() > grace_s
-        if never_beat or trial._trial_id in silent or (worker and provenance.is_dead(worker)):
+        if worker is None:  # its process ended right after it asked
+            dead = (datetime.now() - started).total_seconds() > grace_s
+        elif provenance.is_here(worker):  # a beat may be late, a process is there or not
+            dead = provenance.is_dead(worker)
+        else:
+            dead = trial._trial_id in silent
+        if dead:
             deaths = trial.user_attrs.get(DEATHS, 0) + 1
             if deaths > retries:
                 fail(study, trial, f"its process died {deaths} times")
@@ -147,13 +152,21 @@ def fail(study: optuna.Study, trial: FrozenTrial, why: str, mark: str = ERROR) -
     return False
 
 
-def enqueue_grid(study: optuna.Study, points: list[dict[str, Any]], *, again: bool) -> None:
-    """Queue the points of a grid that have no trial; with `again` also those that failed."""
-    latest = {t.user_attrs[GRID]: t for t in trials(study) if GRID in t.user_attrs}
-    for position, point in enumerate(points):
-        trial = latest.get(position)
-        if trial is None or (trial.state is TrialState.FAIL and (again or not own_failure(trial))):
-            study.enqueue_trial(point, user_attrs={GRID: position})
+def enqueue_grid(
+    study: optuna.Study, points: list[dict[str, Any]], lock: Path, *, again: bool
+) -> None:
+    """Queue the points of a grid that have no trial; with `again` also those that failed.
+
+    Under a file lock: two drivers that begin at once would queue every point twice.
+    """
+    with FileLock(lock, timeout=LOCK_TIMEOUT_S):
+        latest = {t.user_attrs[GRID]: t for t in trials(study) if GRID in t.user_attrs}
+        for point in points:
+            key = json.dumps(point, sort_keys=True)
+            trial = latest.get(key)
+            failed = trial is not None and trial.state is TrialState.FAIL
+            if trial is None or (failed and (again or not own_failure(trial))):
+                study.enqueue_trial(point, user_attrs={GRID: key})
 
 
 def count(found: Iterable[FrozenTrial], *states: TrialState) -> int:
@@ -162,20 +175,22 @@ def count(found: Iterable[FrozenTrial], *states: TrialState) -> int:
 
 def check_fingerprint(study: optuna.Study, fingerprint: dict[str, Any], *, extend: bool) -> None:
     """Remember what the study is of. Raises UserError where it was something else before."""
-    before = study.user_attrs.get("fingerprint")
     now = json.loads(json.dumps(fingerprint))
-    if before is None or (before != now and extend):
-        study.set_user_attr("fingerprint", now)
-    elif before != now:
-        changes = [
-            f"{key}: {before.get(key, 'not there')} -> {now.get(key, 'not there')}"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key)
-        ]
-        raise UserError(
-            f"the sweep {study.study_name} was begun with another space; {'; '.join(changes)}; "
-            "take another sweep.name, or sweep.extend=true to mix them"
+    before = study.user_attrs.get("fingerprint", now)
+    changed = {k for k in before.keys() | now.keys() if before.get(k) != now.get(k)}
+    # Optuna allows another interval of a parameter, but no other choices.
+    choices = {k for k in changed if "Categorical" in before.get(k, "") + now.get(k, "")}
+    if changed and not (extend and not choices & before.keys() & now.keys()):
+        differences = "; ".join(
+            f"{k}: {before.get(k, 'not there')} -> {now.get(k, 'not there')}"
+            for k in sorted(changed)
         )
+        way_out = "" if choices else ", or sweep.extend=true to mix them"
+        raise UserError(
+            f"the sweep {study.study_name} was begun with another space; {differences}; "
+            f"take another sweep.name{way_out}"
+        )
+    study.set_user_attr("fingerprint", now)
 
 
 def wait_until(condition: Any, seconds: float) -> bool:

@@ -57,9 +57,7 @@ class Plan:
     def finished(self, found: list[FrozenTrial]) -> int:
         """Trials that fill the budget; a grid's failures of this invocation are final too."""
         n = count(found, *DONE)
-        if self.grid:
-            n += sum(own_failure(t) and t.number >= self.first for t in found)
-        return n
+        return n + len(self.failed(found)) if self.grid else n
 
     def failed(self, found: list[FrozenTrial]) -> list[FrozenTrial]:
         return [t for t in found if own_failure(t) and t.number >= self.first]
@@ -298,11 +296,11 @@ class Worker:
             error = ret._return_value
             self._fail(study, trial, f"{type(error).__name__}: {error}")
         elif reporter.pruned:
-            study.tell(trial, state=TrialState.PRUNED)
+            study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
         else:
             values = self._values(reporter, ret.return_value)
             if all(math.isfinite(value) for value in values):
-                study.tell(trial, values)
+                study.tell(trial, values, skip_if_finished=True)  # given up on from elsewhere
             else:
                 self._fail(study, trial, f"the objective is not finite: {values}")
 
