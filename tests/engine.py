@@ -1,7 +1,9 @@
 """Sweeps of the task in apps/sleeper.py and of the real one, started, watched and looked into."""
 
+import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -60,7 +62,7 @@ def output(store: Path) -> str:
 
 def trials(store: Path, name: str) -> list[FrozenTrial]:
     """As another process sees them; none while there is no study."""
-    if not (store / "optuna.db").exists():
+    if not is_made(store / "optuna.db"):
         return []
     arguments = {"connect_args": {"timeout": 60}, "poolclass": NullPool}
     try:
@@ -71,8 +73,19 @@ def trials(store: Path, name: str) -> list[FrozenTrial]:
             skip_compatibility_check=True,
         )
         return optuna.load_study(study_name=name, storage=storage).trials
-    except (KeyError, optuna.exceptions.StorageInternalError):  # it is just being made
+    except KeyError:  # no such study yet
         return []
+
+
+def is_made(path: Path) -> bool:
+    """Whether the database is whole: a second process at one that is being made would spoil it."""
+    if not path.exists():
+        return False
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=60)) as made:
+        try:
+            return made.execute("SELECT version_num FROM alembic_version").fetchone() is not None
+        except sqlite3.OperationalError:
+            return False
 
 
 def states(found: list[FrozenTrial]) -> Counter[str]:
