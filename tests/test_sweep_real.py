@@ -61,6 +61,23 @@ def test_grid_of_three_models_end_to_end(store: Path) -> None:
     assert "(3, 10)" in loaded.stdout, loaded.stderr
 
 
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        ("model=simple,vvg", "did you mean 'vgg'?"),
+        ("optimizer.lrr=1e-3,1e-2", "did you mean 'lr'?"),
+        ("optimizer.lr=abc,1e-2", "could not be converted to Float"),
+        ("data.batch_size=0,64", "expected at least 1"),
+    ],
+)
+def test_bad_sweep_is_told_of_before_anything_is_made(bad: str, told: str, store: Path) -> None:
+    code, out = run(bad, store=store, module="mnist_sweep")
+    assert code == 2, out
+    assert told in out
+    assert len(out.strip().splitlines()) == 1
+    assert [p.name for p in store.iterdir()] == ["out.txt"]
+
+
 @pytest.mark.slow
 def test_mean_and_std_where_only_the_seed_differs(store: Path) -> None:
     out = sweep("seed=0,1", "optimizer.lr=1e-3,3e-3", *BARE, store=store)

@@ -24,8 +24,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from mnist_sweep import config as configuration
 from mnist_sweep import interrupt, provenance
-from mnist_sweep.errors import UserError
+from mnist_sweep.errors import UserError, did_you_mean
 from mnist_sweep.sweep import display, record, search, storage
 from mnist_sweep.sweep.record import SweepRecord
 from mnist_sweep.sweep.space import Space, parse
@@ -50,6 +51,7 @@ def sweep(
     """
     settings = config.sweep
     space = parse(settings, arguments)
+    _check(space, hydra_context.config_loader, config)
     grid = space.grid(config) if settings.sampler is None and space.is_grid else None
     directions = list((settings.objectives or {config.objective: config.direction}).values())
     if settings.dry_run:
@@ -87,6 +89,21 @@ def sweep(
             _drop_models(study, settings.top_k, sweep_record)
         sweep_record.finish(study)
     return _conclude(study, plan, config, sweep_record.link)
+
+
+def _check(space: Space, loader: ConfigLoader, config: DictConfig) -> None:
+    """Tell of what no trial could be composed of before anything is made."""
+    for name, distribution in space.distributions.items():
+        options = loader.get_group_options(name)
+        for choice in getattr(distribution, "choices", ()) if options else ():
+            if choice not in options:
+                hint = did_you_mean(str(choice), options)
+                there = ", ".join(options)
+                raise UserError(f"{name}={choice}: no such choice{hint}; there are {there}")
+    point = [f"{name}={value}" for name, value in space.example(config).items()]
+    example = loader.load_sweep_config(config, [*space.fixed, *point])
+    if "trainer" in example:  # a task of ours
+        configuration.check(example)
 
 
 def _run(

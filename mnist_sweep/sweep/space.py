@@ -51,6 +51,16 @@ class Space:
 
         return all(current(key) in allowed for key, allowed in self.when.get(name, {}).items())
 
+    def example(self, config: DictConfig) -> dict[str, Any]:
+        """A point: of every parameter the first choice or the lower end."""
+        point: dict[str, Any] = {}
+        for name in sorted(self.distributions, key=lambda name: name in self.when):
+            distribution: Any = self.distributions[name]
+            if self._exists(name, point, config):
+                categorical = isinstance(distribution, CategoricalDistribution)
+                point[name] = distribution.choices[0] if categorical else distribution.low
+        return point
+
     @property
     def is_grid(self) -> bool:
         return all(
