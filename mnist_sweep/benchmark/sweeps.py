@@ -59,7 +59,7 @@ def uneven(sizes: Sizes, folder: Path) -> Iterator[Row]:
     stock += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     has_peer = find_spec("hydra_plugins.hydra_joblib_launcher") is not None
     ours, peer = [], []
-    for turn in range(3 if sizes is FULL else 1):
+    for turn in range(2 if sizes is FULL else 1):
         ours.append(call(*trials, "sweep.n_jobs=2", f"store={folder}/{turn}", "sweep.name=ours"))
         if has_peer:
             peer.append(call(*trials, *stock, f"store={folder}/{turn}", "sweep.name=stock"))
