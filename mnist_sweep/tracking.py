@@ -315,7 +315,10 @@ def trial_runs(client: MlflowClient, sweep_run_id: str, sweep: str) -> list[Run]
 def delete_models(client: MlflowClient, run: Run) -> None:
     """The models that a run logged, with their files where those lie on this machine."""
     for output in run.outputs.model_outputs if run.outputs else ():
-        location = client.get_logged_model(output.model_id).artifact_location
+        try:
+            location = client.get_logged_model(output.model_id).artifact_location
+        except MlflowException:
+            continue  # deleted by an earlier call
         client.delete_logged_model(output.model_id)
         if location.startswith("file:"):
             shutil.rmtree(url2pathname(urlparse(location).path), ignore_errors=True)

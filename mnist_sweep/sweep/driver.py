@@ -72,7 +72,6 @@ def sweep(
         space=space,
         n_trials=len(grid) if grid is not None else settings.n_trials or DEFAULT_N_TRIALS,
         grid=grid is not None,
-        first=len(trials(study)),
         metrics=list(settings.objectives or [config.objective]),
         settings=DictConfig(OmegaConf.to_container(settings, resolve=True)),
         directory=Path(config.hydra.sweep.dir).resolve(),
@@ -275,6 +274,8 @@ def _command(plan: Plan) -> str:
 def _conclude(study: optuna.Study, plan: Plan, config: DictConfig, link: str) -> float | None:
     """Show what came out; the exit code says whether all went well."""
     display.conclusion(study, plan, config, link)
+    if reason := stop_reason(study, plan):
+        log.error("stopped early: %s", reason)
     completed = trials(study, TrialState.COMPLETE)
     # a search made up for its failures, a grid has holes
     holes = plan.grid and plan.failed(trials(study))

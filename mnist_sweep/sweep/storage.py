@@ -179,7 +179,7 @@ def check_fingerprint(study: optuna.Study, fingerprint: dict[str, Any], *, exten
     before = study.user_attrs.get("fingerprint", now)
     changed = {k for k in before.keys() | now.keys() if before.get(k) != now.get(k)}
     # Optuna allows another interval of a parameter, but no other choices.
-    choices = {k for k in changed if "Categorical" in before.get(k, "") + now.get(k, "")}
+    choices = {k for k in changed if "Categorical" in f"{before.get(k)}{now.get(k)}"}
     if changed and not (extend and not choices & before.keys() & now.keys()):
         differences = "; ".join(
             f"{k}: {before.get(k, 'not there')} -> {now.get(k, 'not there')}"

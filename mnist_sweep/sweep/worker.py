@@ -46,7 +46,6 @@ class Plan:
     space: Space
     n_trials: int
     grid: bool
-    first: int  # number of the first trial of this invocation
     metrics: list[str]  # of the run's summary, one for each objective
     settings: DictConfig  # the node `sweep`
     directory: Path  # of the sweep, absolute
@@ -60,7 +59,8 @@ class Plan:
         return n + len(self.failed(found)) if self.grid else n
 
     def failed(self, found: list[FrozenTrial]) -> list[FrozenTrial]:
-        return [t for t in found if own_failure(t) and t.number >= self.first]
+        mine = [t for t in found if t.user_attrs.get(storage.INVOCATION) == self.invocation]
+        return [t for t in mine if own_failure(t)]
 
 
 def stop(study: optuna.Study, plan: Plan, why: str) -> None:
@@ -199,6 +199,8 @@ class Worker:
             if finished + count(found, TrialState.RUNNING) >= plan.n_trials:
                 time.sleep(WAIT_S)  # one of them may die
                 continue
+            if plan.grid and not count(found, TrialState.WAITING):
+                return None  # a point got lost: the driver queues it again
             trial = study.ask()
             if not self._is_surplus(study, trial):
                 return trial
