@@ -23,6 +23,13 @@ def obeyed() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def ignored() -> Iterator[None]:
+    """Inside, nothing comes between: for the few seconds in which what was interrupted is put right."""
+    with _handling(signal.SIG_IGN):
+        yield
+
+
 class Deferred:
     """Inside `with`, a signal waits for the next `obey_pending`; a second one does not wait."""
 

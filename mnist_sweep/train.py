@@ -45,6 +45,7 @@ def train(cfg: DictConfig) -> float:
     trainer = build_trainer(cfg, model, data, directory)
     if cfg.trainer.resume:
         resume(cfg, trainer)
+    started -= trainer.state.seconds  # of the attempts before
     announce(model, data, device, directory)
 
     with interrupt.obeyed(), open_tracker(cfg, data, device) as tracker:

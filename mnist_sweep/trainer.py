@@ -158,7 +158,7 @@ class Trainer:
         """
         for epoch, metrics in enumerate(self.state.history, start=1):  # of a resumed run
             tracker.log_metrics(metrics, step=epoch)
-            reporter.report(epoch, metrics)
+            self.state.pruned = reporter.report(epoch, metrics)
         try:
             with self._signals.installed():
                 while not self._finished():

@@ -1,6 +1,7 @@
 """The sweep engine: real drivers, workers and databases, a task that trains nothing."""
 
 import contextlib
+import multiprocessing
 import re
 import signal
 import sqlite3
@@ -11,6 +12,8 @@ import engine
 import optuna
 from engine import n_done, run, start, states, trials
 from optuna.trial import TrialState
+
+from mnist_sweep.sweep import storage
 
 
 def params(found: list[optuna.trial.FrozenTrial]) -> list[dict[str, object]]:
@@ -36,6 +39,62 @@ def test_grid_again_runs_only_what_failed(store: Path) -> None:
     run("x=1,2", "act=ok,raise", "sweep.name=g", store=store)
     again = trials(store, "g")[4:]
     assert [t.params for t in again] == [{"x": 1, "act": "raise"}, {"x": 2, "act": "raise"}]
+
+
+def test_grid_interrupted_with_a_bad_point_in_its_queue_ends(store: Path) -> None:
+    arguments = ("x=1,2,3", "act=ok,raise", "sleep_s=0.3", "sweep.name=g")
+    first = start(*arguments, store=store)
+    try:
+        engine.wait_for(lambda: states(trials(store, "g"))["COMPLETE"] >= 1)
+        first.send_signal(signal.SIGINT)
+        assert first.wait(20) == -signal.SIGINT
+    finally:
+        engine.end(first)
+    assert states(trials(store, "g"))["WAITING"] >= 4
+    code, _ = run(*arguments, store=store, timeout=60)
+    assert code == 1, "three points fail"
+    found = trials(store, "g")
+    assert sorted(t.params["x"] for t in found if t.value is not None) == [1, 2, 3]
+    assert states(found)["FAIL"] - 3 in (0, 1), "one may have failed before, and again"
+    assert "WAITING" not in states(found)
+
+
+def test_grid_of_another_range_runs_its_own_points(store: Path) -> None:
+    run("x=range(1,4)", "sweep.name=g", store=store)
+    code, out = run("x=range(3,6)", "sweep.name=g", "sweep.extend=true", store=store)
+    assert code == 0, out
+    assert [t.params["x"] for t in trials(store, "g")] == [1, 2, 3, 4, 5]
+
+
+def test_long_grid_is_queued_in_parts(store: Path) -> None:
+    code, _ = run(
+        "x=range(0,90)", "sleep_s=0", "epochs=1", "sweep.name=g", "sweep.n_jobs=4", store=store
+    )
+    assert code == 0
+    done = [t for t in trials(store, "g") if t.state is TrialState.COMPLETE]
+    assert sorted(t.params["x"] for t in done) == list(range(90)), "each once"
+    assert set(states(trials(store, "g"))) <= {"COMPLETE", "surplus"}
+
+
+def test_queued_trial_goes_to_one_worker_only(store: Path) -> None:
+    """SQLite ignores SELECT ... FOR UPDATE, and hands one out twice about once in six."""
+    url = f"sqlite:///{store}/optuna.db"
+    study = storage.create_study(url, 60, "queue", ["maximize"])
+    for x in range(60):
+        study.enqueue_trial({"x": x}, user_attrs={"queued": True})
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        popped = pool.map(pop_all, [url] * 4, chunksize=1)
+    assert sorted(number for numbers in popped for number in numbers) == list(range(60))
+
+
+def pop_all(url: str) -> list[int]:
+    study = optuna.load_study(study_name="queue", storage=storage.open_storage(url, 60))
+    popped = []
+    while study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        trial = study.ask()
+        if "queued" in trial.user_attrs:  # else it came too late for the queue
+            popped.append(trial.number)
+    return popped
 
 
 def test_search_resumes_to_exactly_n_trials_and_extends(store: Path) -> None:
@@ -78,6 +137,14 @@ def test_changed_space_is_refused_with_the_difference(store: Path) -> None:
     assert n_done(trials(store, "c")) == 3
 
 
+def test_changed_condition_is_refused_with_the_difference(store: Path) -> None:
+    arguments = ("act=choice(ok,fine)", "x=interval(0,1)", "sweep.n_trials=2", "sweep.name=c")
+    run(*arguments, "+sweep.when={x:{act:[ok]}}", store=store)
+    code, out = run(*arguments, "+sweep.when={x:{act:[fine]}}", store=store)
+    assert code != 0
+    assert "when x: {'act': ['ok']} -> {'act': ['fine']}" in out
+
+
 def test_conditional_parameters_exist_only_where_their_condition_holds(store: Path) -> None:
     when = "+sweep.when={epochs:{act:[ok]}}"
     arguments = ("act=choice(ok,fine)", "epochs=range(1,4)", when, "x=interval(0,1)")
@@ -109,6 +176,33 @@ def test_bad_trials_do_not_stop_the_sweep(store: Path) -> None:
     assert errors["die"] == "its process died 2 times"
     assert states(trials(store, "bad"))["stale"] == 1, "retried once"
     assert "Traceback" not in out
+
+
+def test_task_that_exits_is_retried_like_one_that_dies(store: Path) -> None:
+    code, out = run("act=ok,exit,fine", "sweep.name=x", "sweep.retries=2", store=store, timeout=60)
+    assert code == 1, out
+    found = trials(store, "x")
+    assert states(found) == {"COMPLETE": 2, "stale": 2, "FAIL": 1}
+    assert found[-1].user_attrs["error"] == "its process died 3 times"
+
+
+def test_time_limit_that_falls_on_the_end_of_a_trial_ends_no_worker(store: Path) -> None:
+    """In the driver's own process, where it would end the sweep."""
+    code, out = run(
+        "x=range(0,8)",
+        "epochs=1",
+        "sleep_s=0.97",
+        "sweep.trial_timeout_s=1",
+        "sweep.grace_s=1",
+        "sweep.max_failure_rate=1",
+        "hydra/launcher=basic",
+        "sweep.name=t",
+        store=store,
+    )
+    assert "interrupted" not in out
+    assert code in (0, 1)
+    assert len(trials(store, "t")) == 8
+    assert set(states(trials(store, "t"))) <= {"COMPLETE", "FAIL"}
 
 
 def test_failure_rate_stops_a_hopeless_search(store: Path) -> None:

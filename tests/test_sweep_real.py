@@ -170,7 +170,9 @@ def test_every_search_runs_and_can_be_trained_again(search: str, store: Path) ->
 
 @pytest.mark.slow
 def test_top_k_keeps_the_models_of_the_best(store: Path) -> None:
-    sweep("optimizer.lr=1e-3,1e-6,1e-7", *TINY, "sweep.top_k=1", "sweep.name=t", store=store)
+    arguments = ("optimizer.lr=1e-3,1e-6,1e-7", *TINY, "sweep.top_k=1", "sweep.name=t")
+    sweep(*arguments, store=store)
+    sweep(*arguments, store=store)  # with nothing left to do, or to delete
     directories = store / "outputs" / "t"
     assert (directories / "0" / "best.pt").exists()
     assert not (directories / "1" / "best.pt").exists()

@@ -229,6 +229,20 @@ def test_restore_goes_on_bit_by_bit(tmp_path: Path) -> None:
     assert list(journal.epochs) == [1, 2, 3]  # its record is complete
 
 
+def test_restored_run_is_pruned_where_the_last_answer_says_so(tmp_path: Path) -> None:
+    """Of the epochs that are told again the answers may be others than before."""
+
+    class PrunesFirst(NullReporter):
+        def report(self, epoch: int, metrics: Mapping[str, float]) -> bool:
+            return epoch == 1
+
+    toy(tmp_path / "part", settings=TrainerConfig(max_epochs=1)).fit(Journal(), NullReporter())
+    rest = toy(tmp_path / "rest")
+    rest.restore(tmp_path / "part")
+    fit = rest.fit(Journal(), PrunesFirst())
+    assert (fit.epoch, fit.pruned) == (1, True)
+
+
 def test_restore_refuses_what_does_not_fit(tmp_path: Path) -> None:
     toy(tmp_path / "run").fit(Journal(), NullReporter())
     other = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Linear(3, 2))

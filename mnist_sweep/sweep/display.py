@@ -1,6 +1,7 @@
 """What a person sees of a sweep: live, and at its end."""
 
 import logging
+import shlex
 import statistics
 import threading
 import time
@@ -30,10 +31,8 @@ POLL_S = 1.0
 MAX_ROWS = 20
 
 
-def dry_run(
-    points: Sequence[dict[str, Any]], space: Space, grid: Sequence[dict[str, Any]] | None
-) -> None:
-    what = f"all {len(points)} trials of the grid" if grid is not None else "the first trials"
+def dry_run(points: Sequence[dict[str, Any]], space: Space, *, grid: bool) -> None:
+    what = f"all {len(points)} trials of the grid" if grid else "the first trials"
     print(f"dry run: {what}, and nothing else; they hold {' '.join(space.fixed) or 'the defaults'}")
     for number, point in enumerate(points):
         print(f"{number:4d}  {_assignments(point)}")
@@ -110,7 +109,7 @@ def conclusion(study: optuna.Study, plan: Plan, config: DictConfig, link: str) -
         exact = [f"{name}={value}" for name, value in study.best_trial.params.items()]
         overrides = [*plan.space.fixed, *exact]
         kept = [o for o in overrides if not o.startswith(("sweep.", "search=", "pruner="))]
-        log.info("train it again: python -m mnist_sweep %s", " ".join(kept))
+        log.info("train it again: python -m mnist_sweep %s", shlex.join(kept))
         if importances := _importances(study):
             shares = ", ".join(f"{name} {share:.0%}" for name, share in importances.items())
             log.info("importance of the parameters: %s", shares)

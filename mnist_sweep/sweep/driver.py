@@ -4,13 +4,13 @@ import logging
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Sequence
 from copy import deepcopy
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def sweep(
     grid = space.grid(config) if settings.sampler is None and space.is_grid else None
     directions = list((settings.objectives or {config.objective: config.direction}).values())
     if settings.dry_run:
-        display.dry_run(_preview(space, grid, settings, directions, config), space, grid)
+        display.dry_run(_preview(space, grid, settings, directions, config), space, grid=bool(grid))
         return None
 
     name = settings.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
@@ -67,11 +67,12 @@ def sweep(
     storage.check_fingerprint(study, space.fingerprint(), extend=settings.extend)
     plan = Plan(
         invocation=uuid.uuid4().hex,
+        started=datetime.now(),
         study_name=name,
         storage_url=url,
         space=space,
         n_trials=len(grid) if grid is not None else settings.n_trials or DEFAULT_N_TRIALS,
-        grid=grid is not None,
+        grid=grid,
         metrics=list(settings.objectives or [config.objective]),
         settings=DictConfig(OmegaConf.to_container(settings, resolve=True)),
         directory=Path(config.hydra.sweep.dir).resolve(),
@@ -79,10 +80,10 @@ def sweep(
         driver=provenance.process_identity(),
     )
     loader = _snapshot(plan, hydra_context)
-    with record.of_sweep(config, plan, study) as sweep_record:
+    with interrupt.obeyed(), record.of_sweep(config, plan, study) as sweep_record:
         plan.tags.update(sweep_record.trial_tags)
         worker = Worker(plan, task, hydra_context, loader, config)
-        _run(study, plan, worker, grid)
+        _run(study, plan, worker)
         storage.reap(study, settings.grace_s, settings.retries)
         if settings.top_k is not None:
             _drop_models(study, settings.top_k, sweep_record)
@@ -105,24 +106,19 @@ def _check(space: Space, loader: ConfigLoader, config: DictConfig) -> None:
         configuration.check(example)
 
 
-def _run(
-    study: optuna.Study, plan: Plan, worker: Worker, grid: list[dict[str, Any]] | None
-) -> None:
+def _run(study: optuna.Study, plan: Plan, worker: Worker) -> None:
     """Workers until the budget is filled; on Ctrl-C or SIGTERM nothing is left RUNNING."""
     try:
-        with interrupt.obeyed(), display.live(study, plan):
-            for round_ in range(ROUNDS):
-                if grid is not None:
-                    lock = plan.directory / "grid.lock"
-                    storage.enqueue_grid(study, grid, lock, again=round_ == 0)
+        with display.live(study, plan):
+            for _ in range(ROUNDS):
                 open_ = plan.n_trials - plan.finished(trials(study))
                 if open_ <= 0 or stop_reason(study, plan):
                     return
                 _launch(worker, n_jobs=min(_n_jobs(worker.config), open_))
     except (KeyboardInterrupt, SystemExit):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing may come between
-        stop(study, plan, storage.INTERRUPTED)
-        storage.wait_until(lambda: _settled(study, plan), SETTLE_S)
+        with interrupt.ignored():
+            stop(study, plan, storage.INTERRUPTED)
+            storage.wait_until(lambda: _settled(study, plan), SETTLE_S)
         log.warning("interrupted; the same command goes on:\n  %s", _command(plan))
         raise
     raise UserError(
@@ -222,14 +218,14 @@ def _snapshot(plan: Plan, hydra_context: HydraContext) -> ConfigLoader:
 
 def _preview(
     space: Space,
-    grid: list[dict[str, Any]] | None,
+    grid: dict[str, dict[str, Any]] | None,
     settings: DictConfig,
     directions: Sequence[Any],
     config: DictConfig,
 ) -> list[dict[str, Any]]:
     """The points of a grid, or the first that a new study would try, from a study in memory."""
     if grid is not None:
-        return grid
+        return list(grid.values())
     study = optuna.create_study(directions=directions, sampler=search.make_sampler(settings))
     n = min(_n_jobs(config), settings.n_trials or DEFAULT_N_TRIALS)
     return [space.suggest(study.ask(), config) for _ in range(n)]

@@ -17,6 +17,8 @@ from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from mnist_sweep import interrupt
+
 log = logging.getLogger(__name__)
 
 END_S = 5  # for a worker to let go of its trial after SIGTERM
@@ -64,7 +66,8 @@ def run_all(
                 if failures[slot] <= restarts:
                     running[slot] = start(slot)
     finally:
-        _end(list(running.values()))
+        with interrupt.ignored():  # a second Ctrl-C would leave some of them
+            _end(list(running.values()))
     return [_job_return(well) for well in ended_well.values()]
 
 

@@ -1,6 +1,7 @@
 """What a sweep varies, told in Hydra's override grammar."""
 
 import itertools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,16 +69,15 @@ class Space:
             for d in self.distributions.values()
         )
 
-    def grid(self, config: DictConfig) -> list[dict[str, Any]]:
-        """Every combination, in the order written, the last parameter fastest."""
+    def grid(self, config: DictConfig) -> dict[str, dict[str, Any]]:
+        """Every combination by its JSON, in the order written, the last parameter fastest."""
         to_choices = OptunaSweeperImpl._to_grid_sampler_choices
         choices = {name: to_choices(d) for name, d in self.distributions.items()}
-        points: list[dict[str, Any]] = []
+        points: dict[str, dict[str, Any]] = {}
         for values in itertools.product(*choices.values()):
             point = dict(zip(choices, values, strict=True))
             kept = {name: v for name, v in point.items() if self._exists(name, point, config)}
-            if kept not in points:
-                points.append(kept)
+            points.setdefault(json.dumps(kept, sort_keys=True), kept)
         return points
 
     def fingerprint(self) -> dict[str, Any]:

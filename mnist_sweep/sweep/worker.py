@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ from mnist_sweep import interrupt, provenance
 from mnist_sweep.reporting import REPORTER, TAGS
 from mnist_sweep.sweep import search, storage
 from mnist_sweep.sweep.space import Space
-from mnist_sweep.sweep.storage import DONE, count, own_failure, trials
+from mnist_sweep.sweep.storage import DONE, count, trials
 
 log = logging.getLogger(__name__)
 
 WAIT_S = 0.3  # between two looks while the last trials run elsewhere
+MARK_S = 1  # for the driver to mark an interrupted sweep
 HANG_S = 10  # for a trial past its time to obey, before its process is ended
 MAX_DUPLICATES = 50  # in a row, after which the space counts as exhausted
 
@@ -41,11 +43,12 @@ class Plan:
     """What the driver decided, the same for all workers; pickled."""
 
     invocation: str  # names this call of the command
+    started: datetime
     study_name: str
     storage_url: str
     space: Space
     n_trials: int
-    grid: bool
+    grid: dict[str, dict[str, Any]] | None  # its points by their key
     metrics: list[str]  # of the run's summary, one for each objective
     settings: DictConfig  # the node `sweep`
     directory: Path  # of the sweep, absolute
@@ -54,13 +57,18 @@ class Plan:
     tags: dict[str, str] = field(default_factory=dict)  # of every trial's run
 
     def finished(self, found: list[FrozenTrial]) -> int:
-        """Trials that fill the budget; a grid's failures of this invocation are final too."""
-        n = count(found, *DONE)
-        return n + len(self.failed(found)) if self.grid else n
+        """Trials that fill the budget; of a grid, points, and a failure in this call is final too."""
+        if self.grid is None:
+            return count(found, *DONE)
+        counting = storage.of_points(found, self.grid).values()
+        return sum(t.state in DONE or storage.failed_since(t, self.started) for t in counting)
+
+    def running(self, found: list[FrozenTrial]) -> int:
+        of_mine = found if self.grid is None else storage.of_points(found, self.grid).values()
+        return count(of_mine, TrialState.RUNNING)
 
     def failed(self, found: list[FrozenTrial]) -> list[FrozenTrial]:
-        mine = [t for t in found if t.user_attrs.get(storage.INVOCATION) == self.invocation]
-        return [t for t in mine if own_failure(t)]
+        return [t for t in found if storage.failed_since(t, self.started)]
 
 
 def stop(study: optuna.Study, plan: Plan, why: str) -> None:
@@ -107,6 +115,10 @@ class Pulse(threading.Thread):
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.settle()
+
+    def settle(self) -> None:
+        """From here on it interrupts no more."""
         self._over.set()
         self.join()
 
@@ -190,17 +202,20 @@ class Worker:
     def _next_trial(self, study: optuna.Study) -> Trial | None:
         """A trial within the budget, or None when it is filled or the sweep was stopped."""
         plan, settings = self.plan, self.plan.settings
-        while not stop_reason(study, plan) and not provenance.is_dead(plan.driver):
+        while not provenance.is_dead(plan.driver):
             storage.reap(study, settings.grace_s, settings.retries)
             found = trials(study)
-            finished = plan.finished(found)
-            if finished >= plan.n_trials:
+            failed, finished = len(plan.failed(found)), plan.finished(found)
+            if failed > settings.max_failure_rate * plan.n_trials:
+                stop(study, plan, f"{failed} trials failed (sweep.max_failure_rate)")
+            if stop_reason(study, plan) or finished >= plan.n_trials:
                 return None
-            if finished + count(found, TrialState.RUNNING) >= plan.n_trials:
+            if finished + plan.running(found) >= plan.n_trials:
                 time.sleep(WAIT_S)  # one of them may die
                 continue
-            if plan.grid and not count(found, TrialState.WAITING):
-                return None  # a point got lost: the driver queues it again
+            if plan.grid is not None and not count(found, TrialState.WAITING):
+                lock = plan.directory / "grid.lock"
+                storage.enqueue_grid(study, plan.grid, plan.started, lock)
             trial = study.ask()
             if not self._is_surplus(study, trial):
                 return trial
@@ -210,16 +225,19 @@ class Worker:
 
     def _is_surplus(self, study: optuna.Study, trial: Trial) -> bool:
         """Exact without a lock: of several that asked at once, the smaller numbers have the budget."""
-        if self.plan.grid:
-            return storage.GRID not in trial.user_attrs
-        found = trials(study)
-        return sum(t.number < trial.number and t.state is not TrialState.FAIL for t in found) >= (
-            self.plan.n_trials
+        alive = [t for t in trials(study) if t.state is not TrialState.FAIL]
+        earlier = [t for t in alive if t.number < trial.number]
+        if self.plan.grid is None:
+            return len(earlier) >= self.plan.n_trials
+        key = trial.user_attrs.get(storage.GRID)
+        # without one it was asked for as another worker took the last of the queue
+        return key not in self.plan.grid or any(
+            t.user_attrs.get(storage.GRID) == key for t in earlier
         )
 
     def _run(self, study: optuna.Study, trial: Trial) -> None:
         """Run one trial to exactly one final state."""
-        plan = self.plan
+        plan, ret = self.plan, None
         with Pulse(study, trial, plan) as pulse:
             try:
                 trial.set_user_attr(storage.WORKER, provenance.process_identity())
@@ -231,18 +249,33 @@ class Worker:
                     return
                 reporter = TrialReporter(trial, config.objective, may_report=len(plan.metrics) == 1)
                 ret = self._run_job(trial, config, reporter)
+                pulse.settle()
             except (KeyboardInterrupt, SystemExit):
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing may come between
-                if pulse.timed_out:
-                    self._fail(study, trial, _timeout_text(plan.settings.trial_timeout_s))
-                    signal.signal(signal.SIGINT, interrupt.obey)
-                    return
-                storage.give_back(study, _frozen(study, trial), storage.INTERRUPTED)
-                raise
+                with interrupt.ignored():
+                    if ret is not None:  # it came as the trial ended
+                        self._tell(study, trial, reporter, ret)
+                    elif pulse.timed_out:
+                        self._fail(study, trial, _timeout_text(plan.settings.trial_timeout_s))
+                    else:
+                        self._let_go(study, trial)
+                if not pulse.timed_out:
+                    raise
             except Exception as error:  # of the composition: a point that makes no configuration
                 self._fail(study, trial, f"{type(error).__name__}: {error}")
-                return
-            self._tell(study, trial, reporter, ret)
+            else:
+                self._tell(study, trial, reporter, ret)
+
+    def _let_go(self, study: optuna.Study, trial: Trial) -> None:
+        """Give back a trial that was interrupted; where nobody stops the sweep that is a death."""
+
+        def is_stopping() -> bool:
+            return bool(stop_reason(study, self.plan)) or provenance.is_dead(self.plan.driver)
+
+        # Ctrl-C reaches the workers before the driver says so
+        if storage.wait_until(is_stopping, MARK_S):
+            storage.give_back(study, _frozen(study, trial), storage.INTERRUPTED)
+        else:
+            storage.count_death(study, _frozen(study, trial), self.plan.settings.retries)
 
     def _compose(self, trial: Trial) -> DictConfig | None:
         """The trial's configuration; None for a point that was tried before, if those are skipped."""
@@ -318,9 +351,6 @@ class Worker:
     def _fail(self, study: optuna.Study, trial: Trial, why: str) -> None:
         log.error("trial %d failed: %s", trial.number, why)
         storage.fail(study, _frozen(study, trial), why[:2000])
-        failed = len(self.plan.failed(trials(study)))
-        if failed > self.plan.settings.max_failure_rate * self.plan.n_trials:
-            stop(study, self.plan, f"{failed} trials failed (sweep.max_failure_rate)")
 
 
 def _frozen(study: optuna.Study, trial: Trial) -> FrozenTrial:

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import sys
 import time
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def task(cfg: DictConfig) -> float | None:
             resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
     if cfg.act == "die":
         os.kill(os.getpid(), 9)
+    if cfg.act == "exit":
+        sys.exit(1)
     note(cfg, "end")
     return float("nan") if cfg.act == "not_finite" else float(cfg.x)
 
