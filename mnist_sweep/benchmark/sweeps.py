@@ -1,6 +1,7 @@
 """What a sweep costs beside its trials; every sweep runs in a process of its own."""
 
 import itertools
+import json
 import statistics
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ RANDOM += ["optimizer.lr=interval(1e-4,1e-3)", "data.batch_size=64"]
 
 def sweeps(sizes: Sizes, folder: Path) -> Iterator[Row]:
     yield from engine(sizes, folder / "engine")
+    yield from long_grid(sizes, folder / "grid")
     yield from recorded(sizes, folder / "recorded")
     yield from uneven(sizes, folder / "uneven")
 
@@ -39,6 +41,35 @@ def engine(sizes: Sizes, folder: Path) -> Iterator[Row]:
         study.add_trials([found[0]] * (n - 6 - len(found)))
         nth_s = seconds_a_trial(n)
         yield Row(f"sweep: engine, trial {n:,} against trial 10", "s", nth_s, tenth_s, bar)
+
+
+def long_grid(sizes: Sizes, folder: Path) -> Iterator[Row]:
+    """The same of a grid, whose points are queued; here too most are copies."""
+    from optuna.distributions import BaseDistribution, IntDistribution
+    from optuna.trial import create_trial
+
+    from mnist_sweep.sweep.storage import GRID
+
+    def seconds_a_trial(n: int) -> float:
+        grid = ["-m", f"seed=range(0,{n})", *EMBEDDED, "sweep.extend=true", "sweep.n_jobs=1"]
+        call(*grid, "tracking=none", "sweep.name=grid", f"store={folder}", program=IDLE)
+        return statistics.median(engine_s(folder, "grid")[-10:])
+
+    n, tenth_s = sizes.filled[0], seconds_a_trial(15)
+    study = open_study(folder, "grid")
+    attributes = study.get_trials(deepcopy=False)[0].user_attrs
+    seeds: dict[str, BaseDistribution] = {"seed": IntDistribution(0, n)}
+    for seed in range(15, n - 11):
+        key = {GRID: json.dumps({"seed": seed})}
+        study.add_trial(
+            create_trial(
+                value=0.0,
+                params={"seed": seed},
+                distributions=seeds,
+                user_attrs={**attributes, **key},
+            )
+        )
+    yield Row(f"sweep: engine, trial {n:,} of a grid", "s", seconds_a_trial(n), tenth_s, 2.0)
 
 
 def recorded(sizes: Sizes, folder: Path) -> Iterator[Row]:
