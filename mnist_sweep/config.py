@@ -133,6 +133,8 @@ class TrackingConfig:
     experiment: str = "mnist_sweep"
     run_name: str | None = None
     log_model: bool = True
+    # pictures of a run; null: all, and of a trial a few (learning curves, confusion matrix)
+    figures: Literal["all", "few", "none"] | None = None
     nested: bool = False  # trials under the run of their sweep, which hides them from the charts
 
 
@@ -161,6 +163,7 @@ class SweepConfig:
     top_k: int | None = None  # keep the models of the best k trials; null: of all
     extend: bool = False  # allow another space on the same name
     dry_run: bool = False  # show what would run
+    report: bool = True  # at the end, see `mnist_sweep.report`
 
 
 @dataclass
@@ -171,6 +174,16 @@ class EnsembleConfig:
     runs: list[str] = field(default_factory=list)  # or these, by id
     rounds: int = 50  # of the greedy selection
     model_name: str = "ensemble"  # of the registered model
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    store: str = "mlruns"
+
+
+@dataclass
+class ReportConfig:
+    """Settings of `python -m mnist_sweep.report`."""
+
+    sweep: str = "latest"
+    storage: str | None = None  # as `sweep.storage`
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     store: str = "mlruns"
 
@@ -204,6 +217,7 @@ def register() -> None:
         "trainer": TrainerConfig,
         "tracking": TrackingConfig,
         "ensemble": EnsembleConfig,
+        "report": ReportConfig,
         "sweep": SweepConfig,
     }
     for name, schema in schemas.items():

@@ -14,36 +14,18 @@ import hydra
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from numpy.typing import NDArray
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.table import Table
 
 from mnist_sweep import app, config, console, figures, interrupt, metrics, models, tracking
 from mnist_sweep import data as datasets
 from mnist_sweep.data import Dataset
 from mnist_sweep.errors import UserError
-from mnist_sweep.train import load_data
+from mnist_sweep.members import Members, of_runs, picture_of_hardest, test_data
 
 log = logging.getLogger("mnist_sweep.ensemble")  # not __main__, of which Hydra shows nothing
 
-HARDEST = 25  # images in the picture of those that all models get wrong
 CONFUSIONS = 5  # that are printed; the file has all
-
-
-@dataclass(frozen=True)
-class Members:
-    """What M models said of the same test images, and of the same validation images if they share them."""
-
-    run_ids: list[str]
-    names: list[str]
-    val_accuracy: NDArray[np.float64]  # [M] each on its own validation images
-    test: NDArray[np.float32]  # [M, N, n_classes] probabilities
-    test_labels: NDArray[np.int64]  # [N]
-    val: NDArray[np.float32] | None  # [M, N_val, n_classes]; None: the validation images differ
-    val_labels: NDArray[np.int64]
-
-    @property
-    def best(self) -> int:
-        return int(self.val_accuracy.argmax())
 
 
 Way = Callable[[NDArray[np.float32]], NDArray[np.int64]]  # [M, N, n_classes] -> [N]
@@ -57,7 +39,7 @@ class Vote:
 
 
 def load_members(uri: str, experiment_id: str, cfg: DictConfig) -> Members:
-    """Raises UserError where there are fewer than two, or they were made of different data."""
+    """Raises UserError where there are fewer than two."""
     if (cfg.sweep is None) == (not cfg.runs):
         raise UserError("expected either sweep=<name> or runs=[<run id>,<run id>]")
     runs = tracking.finished_runs(uri, experiment_id, sweep=cfg.sweep, ids=list(cfg.runs))
@@ -65,32 +47,7 @@ def load_members(uri: str, experiment_id: str, cfg: DictConfig) -> Members:
         raise UserError(
             f"{len(runs)} finished runs of sweep={cfg.sweep} in {uri}: expected at least 2"
         )
-    if len({run.data.tags["data.sha256"] for run in runs}) > 1:
-        raise UserError("the runs were made of different data: no vote across them")
-    stored = []
-    for run in runs:
-        with tracking.artifact(uri, run.info.run_id, "predictions.npz") as path:
-            stored.append(dict(np.load(path)))
-    shared = all(np.array_equal(s["val_indices"], stored[0]["val_indices"]) for s in stored)
-    return Members(
-        run_ids=[run.info.run_id for run in runs],
-        names=_names([run.info.run_name for run in runs]),
-        val_accuracy=np.array(
-            [metrics.accuracy(s["val_probabilities"], s["val_labels"]) for s in stored]
-        ),
-        test=np.stack([s["test_probabilities"] for s in stored]),
-        test_labels=stored[0]["test_labels"],
-        val=np.stack([s["val_probabilities"] for s in stored]) if shared else None,
-        val_labels=stored[0]["val_labels"],
-    )
-
-
-def _names(names: Sequence[str]) -> list[str]:
-    """The same name of several runs is told apart by a number."""
-    return [
-        f"{name} {names[:i].count(name) + 1}" if names.count(name) > 1 else name
-        for i, name in enumerate(names)
-    ]
+    return of_runs(uri, runs)
 
 
 def select(members: Members, rounds: int) -> NDArray[np.int64]:
@@ -157,19 +114,6 @@ def as_table(
     return console.as_text(table)
 
 
-def test_data(uri: str, members: Members) -> Dataset | None:
-    """The data that the members were made of, for the pictures; None where its files are gone."""
-    with tracking.artifact(uri, members.run_ids[0], "config.yaml") as path:
-        cfg = OmegaConf.load(path)
-    cfg.data.on_missing = "embedded" if cfg.data.name == "mnist" else "error"
-    try:
-        data = load_data(cfg.data)
-    except UserError as error:
-        log.warning("no pictures of the images: %s", error)
-        return None
-    return data if np.array_equal(data.test.labels.numpy(), members.test_labels) else None
-
-
 def write(
     folder: Path, *, members: Members, votes: Sequence[Vote], table: str, data: Dataset | None
 ) -> None:
@@ -197,14 +141,7 @@ def write(
     title = f"{votes[-1].name}: {n_wrong} of {len(members.test_labels):,} test images are taken for another"
     figures.confusion_matrix(matrix, classes, title).savefig(folder / "confusion_matrix.png")
     if data is not None:
-        indices = hardest(members)
-        shown = indices[:HARDEST]
-        seen_as = members.test[:, shown].mean(0).argmax(1)
-        pairs = zip(members.test_labels[shown], seen_as, strict=True)
-        captions = [f"{classes[true]} seen as {classes[k]}" for true, k in pairs]
-        title = f"{len(indices)} test images that all {len(members.names)} models get wrong"
-        figure = figures.image_grid(data.test.images[shown].numpy(), captions, title)
-        figure.savefig(folder / "hardest_images.png")
+        picture_of_hardest(members, data).savefig(folder / "hardest_images.png")
 
 
 def confusions(members: Members) -> list[tuple[int, int, int]]:
@@ -212,12 +149,6 @@ def confusions(members: Members) -> list[tuple[int, int, int]]:
     n = members.test.shape[2]
     matrices = [metrics.confusion_matrix(p.argmax(1), members.test_labels, n) for p in members.test]
     return metrics.ranked_confusions(np.sum(matrices, axis=0))
-
-
-def hardest(members: Members) -> NDArray[np.int64]:
-    """The test images that all models get wrong, those first of which they are surest."""
-    indices = np.flatnonzero(metrics.errors(members.test, members.test_labels).all(0))
-    return indices[np.argsort(-members.test.mean(0)[indices].max(1), kind="stable")]
 
 
 def report(members: Members, classes: Sequence[str]) -> None:

@@ -1,12 +1,14 @@
 """Arrays in, matplotlib Figures out. Fonts, sizes and colours are set here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+from mnist_sweep import metrics
 
 # Okabe & Ito (2008), told apart under every common form of colour blindness.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -44,27 +46,166 @@ def learning_curves(history: Sequence[Mapping[str, float]], best_epoch: int) -> 
 
 
 def confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str], title: str) -> Figure:
-    """Counts [n_classes, n_classes], true classes in rows; coloured by the errors, not the diagonal."""
+    """Counts [n_classes, n_classes], true classes in rows, and beside them percent of each row.
+
+    Coloured by the errors alone: where nearly all is right the diagonal would drown them.
+    """
     n = len(classes)
-    errors = matrix * ~np.eye(n, dtype=bool)
+    off = ~np.eye(n, dtype=bool)
+    percent = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     longest = max(map(len, classes))
     with rc_context({**STYLE, "axes.grid": False}):
         side = 2.6 + 0.45 * n
-        figure = Figure(figsize=(side, side), layout="constrained")
-        axes = figure.subplots()
-        axes.imshow(np.where(np.eye(n, dtype=bool), np.nan, errors), cmap="Oranges", vmin=0)
-        for row in range(n):
-            for column in range(n):
-                count = matrix[row, column]
-                dark = row != column and count > 0.6 * max(errors.max(), 1)
+        figure = Figure(figsize=(2 * side, side), layout="constrained")
+        for axes, values, what in zip(
+            figure.subplots(1, 2), (matrix, percent), ("images", "% of the true class"), strict=True
+        ):
+            top = max(values[off].max(), 1e-9)
+            axes.imshow(np.where(off, values, np.nan), cmap="Oranges", vmin=0, vmax=top)
+            for row, column in np.argwhere(matrix):
+                value = values[row, column]
+                dark = row != column and value > 0.6 * top
                 colour = "white" if dark else GREEN if row == column else "black"
-                if count:
-                    axes.text(column, row, count, ha="center", va="center", color=colour, size=9)
-        axes.set_xticks(range(n), classes, rotation=90 if longest > 3 else 0)
-        axes.set_yticks(range(n), classes)
-        axes.set(xlabel="predicted", ylabel="true", title=title)
-        axes.spines[:].set_visible(False)
+                text = f"{value}" if what == "images" else f"{value:.1f}"
+                axes.text(column, row, text, ha="center", va="center", color=colour, size=9)
+            axes.set_xticks(range(n), classes, rotation=90 if longest > 3 else 0)
+            axes.set_yticks(range(n), classes)
+            axes.set(xlabel="predicted", ylabel="true", title=what)
+            axes.spines[:].set_visible(False)
+        figure.suptitle(title)
     return figure
+
+
+def per_class(matrix: NDArray[np.int64], classes: Sequence[str], title: str) -> Figure:
+    """Precision, recall and F1 of each class, of a confusion matrix [n_classes, n_classes]."""
+    n = len(classes)
+    scores = metrics.per_class(matrix)
+    with rc_context({**STYLE, "axes.grid.axis": "y"}):
+        figure = Figure(figsize=(max(8.0, 0.55 * n), 3.6), layout="constrained")
+        axes = figure.subplots()
+        drawn = zip(scores.items(), (BLUE, ORANGE, GREEN), ("v", "^", "D"), strict=True)
+        for i, ((name, values), colour, marker) in enumerate(drawn):
+            at = np.arange(n) + 0.2 * (i - 1)
+            axes.plot(at, 100 * values, marker, color=colour, label=name, markersize=7)
+        lowest = 100 * min(values.min() for values in scores.values())
+        axes.set_ylim(max(0.0, lowest - 0.1 * (100 - lowest) - 0.1), 100 + 0.05 * (100 - lowest))
+        axes.set_xticks(range(n), classes, rotation=90 if max(map(len, classes)) > 3 else 0)
+        axes.set(xlabel="class", ylabel="%", title=title)
+        axes.legend(frameon=False, ncols=3)
+    return figure
+
+
+def calibration(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Figure:
+    """How often the model is right against how sure it is; `probabilities` [N, n_classes]."""
+    bins, ece = metrics.calibration(probabilities, labels)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5, 5.4), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        upper.plot([0, 100], [0, 100], color="gray", linestyle="--", label="perfect")
+        upper.plot(100 * bins.confidence, 100 * bins.accuracy, "o-", color=BLUE, label="this model")
+        upper.set(ylabel="right (%)", xlim=(0, 101), ylim=(0, 101))
+        upper.set_title(f"Calibration: off by {100 * ece:.2f} points on average (ECE)")
+        upper.legend(frameon=False)
+        lower.bar(100 * bins.centre, bins.n_images, width=5, color=BLUE)
+        lower.set(xlabel="probability of the predicted class (%)", ylabel="images", yscale="log")
+    return figure
+
+
+def prediction(
+    image: NDArray[np.generic],
+    probabilities: NDArray[np.float32],
+    true: int,
+    classes: Sequence[str],
+) -> Figure:
+    """One image [C, H, W] beside its probabilities [n_classes]; at most the ten largest."""
+    shown = np.sort(np.argsort(-probabilities)[:10])
+    right = probabilities.argmax() == true
+    names = [classes[i] for i in shown]
+    with rc_context({**STYLE, "axes.grid.axis": "x"}):
+        figure = Figure(figsize=(7.5, 3.4), layout="constrained")
+        left, bars = figure.subplots(1, 2, width_ratios=(1, 1.4))
+        left.imshow(image.transpose(1, 2, 0).squeeze(), cmap="gray_r")
+        left.axis("off")
+        left.set_title(f"true: {classes[true]}")
+        colours = [GREEN if i == true else ORANGE for i in shown]
+        drawn = bars.barh(names, 100 * probabilities[shown], color=colours)
+        bars.bar_label(drawn, [f"{100 * p:.1f}" for p in probabilities[shown]], padding=3)
+        bars.invert_yaxis()
+        bars.set_axisbelow(True)
+        bars.set(xlim=(0, 115), xlabel="probability (%), green: true class")
+        bars.set_xticks(range(0, 101, 20))
+        seen = f"{'right' if right else 'wrong'}: seen as {classes[int(probabilities.argmax())]}"
+        bars.set_title(seen)
+    return figure
+
+
+def filters(weights: NDArray[np.float32], title: str, most: int = 32) -> Figure:
+    """First-layer weights [n_filters, C, H, W], mean over C: blue positive, red negative."""
+    shown = weights[:most].mean(1)[..., None]
+    columns = min(8, len(shown))
+    largest = float(np.abs(shown).max()) or 1.0
+    gap = max(1, shown.shape[1] // 5)
+    sheet, _ = _mosaic(shown, columns, gap, np.nan)
+    with rc_context({**STYLE, "axes.grid": False}):
+        rows = -(-len(shown) // columns)
+        figure = Figure(figsize=(0.9 * columns + 0.4, 0.9 * rows + 0.5), layout="constrained")
+        axes = figure.subplots()
+        axes.axis("off")
+        axes.imshow(sheet.squeeze(-1), cmap="RdBu", vmin=-largest, vmax=largest)
+        figure.suptitle(title)
+    return figure
+
+
+def of_run(
+    which: str,
+    *,
+    history: Sequence[Mapping[str, float]],
+    best_epoch: int,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
+    classes: Sequence[str],
+    first_layer: NDArray[np.float32] | None,
+    data_name: str,
+) -> Iterator[tuple[str, Figure]]:
+    """The pictures of one run by name: `all` of them, a `few` or `none`.
+
+    Args:
+        images: [N, C, H, W] of the test set, with labels [N] and probabilities [N, n_classes].
+        first_layer: weights [n_filters, C, H, W], where the model's first layer looks at pixels.
+    """
+    if which == "none":
+        return
+    yield "learning_curves", learning_curves(history, best_epoch)
+    predicted = probabilities.argmax(1)
+    matrix = metrics.confusion_matrix(predicted, labels, len(classes))
+    wrong = np.flatnonzero(predicted != labels)
+    n_wrong = f"{len(wrong)} of {len(labels):,} test images of {data_name} are taken for another"
+    yield "confusion_matrix", confusion_matrix(matrix, classes, n_wrong)
+    if which == "few":
+        return
+
+    def captions(indices: NDArray[np.int64]) -> list[str]:
+        return [
+            f"{classes[labels[i]]} as {classes[predicted[i]]}, {100 * probabilities[i].max():.0f} %"
+            for i in indices
+        ]
+
+    if len(wrong):
+        surest = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")]
+        title = f"The surest of {len(wrong)} mistakes: true as predicted, probability"
+        yield "mistakes", image_grid(images[surest[:20]], captions(surest[:20]), title)
+        i = surest[0]
+        yield "prediction", prediction(images[i], probabilities[i], int(labels[i]), classes)
+    first = np.arange(min(20, len(labels)))
+    title = "The first test images: true as predicted, probability; mistakes in red"
+    marked = list(predicted[first] != labels[first])
+    yield "predictions", image_grid(images[first], captions(first), title, marked=marked)
+    yield "per_class", per_class(matrix, classes, "Which classes are hard: test images")
+    yield "calibration", calibration(probabilities, labels)
+    if first_layer is not None:
+        title = "What the first layer looks for: blue adds, red subtracts"
+        yield "first_layer", filters(first_layer, title)
 
 
 def class_distribution(
@@ -90,20 +231,49 @@ def class_distribution(
 
 
 def image_grid(
-    images: NDArray[np.generic], captions: Sequence[str], title: str, columns: int = 5
+    images: NDArray[np.generic],
+    captions: Sequence[str],
+    title: str,
+    columns: int = 5,
+    marked: Sequence[bool] | None = None,
 ) -> Figure:
-    """Images [N, C, H, W] (uint8, or float in 0..1), each under its caption."""
-    rows = max(1, -(-len(images) // columns))
-    largest = 255 if images.dtype == np.uint8 else 1
+    """Images [N, C, H, W] (uint8, or float in 0..1), each under its caption, the marked ones in red."""
+    n, n_channels, height, width = images.shape
+    white = (255 if images.dtype == np.uint8 else 1) * (n_channels == 3)  # grey is drawn inverted
+    sheet, corners = _mosaic(images.transpose(0, 2, 3, 1), columns, height // 4, white)
+    rows = max(1, -(-n // columns))
     with rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(1.5 * columns, 1.75 * rows + 0.4), layout="constrained")
-        for axes in figure.subplots(rows, columns, squeeze=False).flat:
-            axes.axis("off")
-        for axes, image, caption in zip(figure.axes, images, captions, strict=False):
-            axes.imshow(image.transpose(1, 2, 0).squeeze(), cmap="gray_r", vmin=0, vmax=largest)
-            axes.set_title(caption, fontsize=10)
+        figure = Figure(figsize=(1.55 * columns, 1.75 * rows + 0.4), layout="constrained")
+        axes = figure.subplots()
+        axes.axis("off")
+        axes.imshow(
+            sheet.squeeze(), cmap="gray_r", vmin=0, vmax=255 if images.dtype == np.uint8 else 1
+        )
+        for (y, x), caption, mark in zip(corners, captions, marked or [False] * n, strict=False):
+            at = x + width / 2, y - height / 14
+            axes.text(*at, caption, ha="center", size=10, color=RED if mark else "black")
         figure.suptitle(title)
     return figure
+
+
+def _mosaic(
+    tiles: NDArray[Any], columns: int, gap: int, fill: float
+) -> tuple[NDArray[Any], list[tuple[int, int]]]:
+    """Tiles [N, H, W, C] on one sheet, `gap` above and beside each, and their corners (y, x).
+
+    One picture, for matplotlib takes 15 ms to lay out each axes.
+    """
+    n, height, width, n_channels = tiles.shape
+    rows = max(1, -(-n // columns))
+    size = rows * (height + gap), columns * (width + gap), n_channels
+    sheet = np.full(size, fill, dtype=tiles.dtype)
+    corners = [
+        (i // columns * (height + gap) + gap, i % columns * (width + gap) + gap // 2)
+        for i in range(n)
+    ]
+    for (y, x), tile in zip(corners, tiles, strict=True):
+        sheet[y : y + height, x : x + width] = tile
+    return sheet, corners
 
 
 def error_overlap(counts: NDArray[np.int64], names: Sequence[str], title: str) -> Figure:

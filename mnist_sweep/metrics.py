@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Sequence
 from io import StringIO
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,55 @@ def confusion_csv(matrix: NDArray[np.int64], classes: Sequence[str]) -> str:
     for name, row in zip(classes, matrix, strict=True):
         writer.writerow([name, *row.tolist()])
     return out.getvalue()
+
+
+def per_class(matrix: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    """Precision, recall and F1 [n_classes] of a `confusion_matrix`; 0 where nothing can be said."""
+    right = np.diag(matrix)
+    said, there = np.maximum(matrix.sum(0), 1), np.maximum(matrix.sum(1), 1)
+    f1 = 2 * right / np.maximum(matrix.sum(0) + matrix.sum(1), 1)
+    return {"precision": right / said, "recall": right / there, "F1": f1}
+
+
+class Bins(NamedTuple):
+    """Images by the probability of their predicted class; only the bins that hold any."""
+
+    centre: NDArray[np.float64]
+    confidence: NDArray[np.float64]  # mean probability
+    accuracy: NDArray[np.float64]
+    n_images: NDArray[np.int64]
+
+
+def calibration(
+    probabilities: NDArray[np.float32], labels: NDArray[np.int64], n_bins: int = 15
+) -> tuple[Bins, float]:
+    """The reliability diagram and the expected calibration error in 0..1 (Guo et al. 2017)."""
+    confidence = probabilities.max(1).astype(np.float64)
+    right = probabilities.argmax(1) == labels
+    place = np.minimum((confidence * n_bins).astype(np.int64), n_bins - 1)
+    count = np.bincount(place, minlength=n_bins)
+    held = np.flatnonzero(count)
+    bins = Bins(
+        (held + 0.5) / n_bins,
+        np.bincount(place, confidence, n_bins)[held] / count[held],
+        np.bincount(place, right, n_bins)[held] / count[held],
+        count[held],
+    )
+    gap = np.abs(bins.confidence - bins.accuracy)
+    return bins, float((gap * bins.n_images).sum() / len(labels))
+
+
+def mcnemar(right: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    """p-value that two models are equally accurate, of the images [N] that only one gets right.
+
+    The exact binomial form (McNemar 1947): also sound for the few discordant images of MNIST.
+    """
+    only_one, only_other = int((right & ~other).sum()), int((other & ~right).sum())
+    if not only_one + only_other:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(only_one, only_one + only_other).pvalue)
 
 
 # --- several models: probabilities [M, N, n_classes] ---

@@ -1,8 +1,11 @@
 """Networks: images [N, C, H, W] float32 in 0..1 -> logits [N, n_classes]."""
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from mnist_sweep.errors import UserError, did_you_mean
@@ -123,6 +126,17 @@ class Mixture(nn.Module):
 
 def n_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
+
+
+def first_layer(model: nn.Module, in_shape: tuple[int, int, int]) -> NDArray[np.float32] | None:
+    """Weights of the layer that looks at pixels, [n, C, H, W]; None where there is no such layer."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels == in_shape[0]:
+            return module.weight.detach().float().cpu().numpy()  # type: ignore[no-any-return]
+        if isinstance(module, nn.Linear) and module.in_features == math.prod(in_shape):
+            weight = module.weight.detach().float().cpu()
+            return weight.reshape(-1, *in_shape).numpy()  # type: ignore[no-any-return]
+    return None
 
 
 def summary(model: nn.Module, in_shape: tuple[int, int, int]) -> list[tuple[str, str, int]]:

@@ -64,7 +64,8 @@ def train(cfg: DictConfig) -> float:
         else:
             val, test = trainer.evaluate(data.val), trainer.evaluate(data.test)
             summary |= {"test/loss": test.loss, "test/accuracy": test.accuracy}
-            tracker.log_artifacts(partial(write_results, data=data, fit=fit, val=val, test=test))
+            produce = partial(write_results, data=data, fit=fit, val=val, test=test, model=model)
+            tracker.log_artifacts(partial(produce, pictures=which_pictures(cfg)))
             if cfg.tracking.log_model:
                 example = datasets.to_float(data.val.images[:2].cpu()).numpy()
                 tracker.log_model(model.cpu().eval(), example)
@@ -204,8 +205,20 @@ def open_tracker(cfg: DictConfig, data: Dataset, device: torch.device) -> Iterat
         yield tracker
 
 
+def which_pictures(cfg: DictConfig) -> str:
+    """`tracking.figures`; not said: all of a run, a few of a trial, of which there are many."""
+    return str(cfg.tracking.figures or ("few" if "trial" in TAGS.get() else "all"))
+
+
 def write_results(
-    folder: Path, *, data: Dataset, fit: State, val: Evaluation, test: Evaluation
+    folder: Path,
+    *,
+    data: Dataset,
+    fit: State,
+    val: Evaluation,
+    test: Evaluation,
+    model: nn.Module,
+    pictures: str,
 ) -> None:
     """What a run leaves for the eye and for later comparison."""
     from mnist_sweep import figures  # imports matplotlib
@@ -219,11 +232,18 @@ def write_results(
         test_probabilities=test.probabilities,
         test_labels=test_labels,
     )
-    predicted = test.probabilities.argmax(1)
-    matrix = metrics.confusion_matrix(predicted, test_labels, len(data.classes))
+    matrix = metrics.confusion_matrix(test.probabilities.argmax(1), test_labels, len(data.classes))
     (folder / "confusion_matrix.csv").write_text(metrics.confusion_csv(matrix, data.classes))
-    n_wrong = int((predicted != test_labels).sum())
-    title = f"{n_wrong} of {len(test_labels):,} test images of {data.name} are taken for another"
-    figure = figures.confusion_matrix(matrix, data.classes, title)
-    figure.savefig(folder / "confusion_matrix.png")
-    figures.learning_curves(fit.history, fit.best_epoch).savefig(folder / "learning_curves.png")
+    drawn = figures.of_run(
+        pictures,
+        history=fit.history,
+        best_epoch=fit.best_epoch,
+        images=data.test.images.cpu().numpy(),
+        labels=test_labels,
+        probabilities=test.probabilities,
+        classes=data.classes,
+        first_layer=models.first_layer(model, data.shape),
+        data_name=data.name,
+    )
+    for name, figure in drawn:
+        figure.savefig(folder / f"{name}.png")

@@ -19,7 +19,8 @@ from mnist_sweep.benchmark.measure import Row, medians
         ("training", [f"training {m}" for m in ("simple", "deeper", "vgg") for _ in range(2)]),
         ("fast99", ["fast99"] * 3),
         ("tracking", ["tracking"]),
-        pytest.param("sweep", ["sweep: "] * 5, marks=pytest.mark.slow),
+        pytest.param("sweep", ["sweep: "] * 6, marks=pytest.mark.slow),
+        pytest.param("report", ["report of "] * 3, marks=pytest.mark.slow),
     ],
 )
 def test_benchmark_quick_prints_and_writes_every_row(

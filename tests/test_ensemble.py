@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from omegaconf import OmegaConf
 from torch import nn
 
-from mnist_sweep import ensemble, metrics, tracking
+from mnist_sweep import ensemble, members, metrics, tracking
 from mnist_sweep.data import embedded_mnist
 from mnist_sweep.models import Mixture
 
@@ -62,7 +62,7 @@ def test_mixture_is_the_weighted_mean_of_probabilities():
 
 
 def test_names_of_equal_runs_are_told_apart():
-    assert ensemble._names(["a", "b", "a"]) == ["a 1", "b", "a 2"]
+    assert members._names(["a", "b", "a"]) == ["a 1", "b", "a 2"]
 
 
 def record(uri, experiment_id, *, hides, split=0, model=True):
@@ -131,10 +131,10 @@ def test_without_shared_validation_nothing_is_selected(tmp_path, caplog):
     experiment_id = tracking.prepare(uri, str(tmp_path), "mnist_sweep")
     ids = [record(uri, experiment_id, hides=3, split=split, model=False) for split in (0, 7)]
     cfg = OmegaConf.create({"sweep": None, "runs": ids})
-    members = ensemble.load_members(uri, experiment_id, cfg)
-    assert ensemble.select(members, rounds=5).tolist() == [1, 1]
+    voters = ensemble.load_members(uri, experiment_id, cfg)
+    assert ensemble.select(voters, rounds=5).tolist() == [1, 1]
     assert "data.split_seed=0" in caplog.text
-    assert [each.val_accuracy for each in ensemble.vote(members, np.ones(2, int))] == [None] * 3
+    assert [each.val_accuracy for each in ensemble.vote(voters, np.ones(2, int))] == [None] * 3
 
 
 def test_command_refuses_to_guess_the_members(tmp_path):

@@ -13,7 +13,7 @@ from typing import Any
 from mnist_sweep import benchmark
 from mnist_sweep.benchmark.measure import FULL, QUICK, Row, Sizes
 
-PARTS = ("startup", "memory", "training", "fast99", "tracking", "sweep")
+PARTS = ("startup", "memory", "training", "fast99", "tracking", "sweep", "report")
 
 
 def main() -> None:
@@ -59,13 +59,14 @@ def part(name: str) -> Callable[[Sizes, Path], Iterator[Row]]:
         from mnist_sweep.benchmark.fast99 import fast99
 
         return fast99
-    from mnist_sweep.benchmark import runs, sweeps
+    from mnist_sweep.benchmark import reports, runs, sweeps
 
     return {
         "startup": runs.startup,
         "memory": runs.memory,
         "tracking": runs.tracking,
         "sweep": sweeps.sweeps,
+        "report": reports.reports,
     }[name]
 
 

@@ -52,6 +52,7 @@ class Sizes:
     uneven_seeds: int  # times the four lengths of the uneven trials
     uneven_images: int
     filled: tuple[int, int]  # which trials of a long study are timed
+    reported: int  # runs of the sweep whose report is timed
 
 
 FULL = Sizes(
@@ -63,6 +64,7 @@ FULL = Sizes(
     uneven_seeds=10,
     uneven_images=2000,
     filled=(1000, 5000),
+    reported=2000,
 )
 QUICK = Sizes(
     turns=1,
@@ -73,6 +75,7 @@ QUICK = Sizes(
     uneven_seeds=1,
     uneven_images=100,
     filled=(25, 35),
+    reported=12,
 )
 
 

@@ -30,13 +30,17 @@ def startup(sizes: Sizes, folder: Path) -> Iterator[Row]:
 
 
 def memory(sizes: Sizes, folder: Path) -> Iterator[Row]:
-    run = ["-m", "mnist_sweep", f"store={folder}", "trainer.max_epochs=1"]
+    run = ["mnist_sweep", f"store={folder}", "trainer.max_epochs=1"]
     if sizes.run_images is not None:
         run.append(f"data.train_size={sizes.run_images}")
-    command = [sys.executable, "-c", PEAK, sys.executable, *run]
+    yield Row("memory: peak RSS of a run, simple", "GiB", peak_gib(*run), bar=1.2)
+
+
+def peak_gib(*module: str) -> float:
+    command = [sys.executable, "-c", PEAK, sys.executable, "-m", *module]
     peak = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     unit = 1 if platform.system() == "Darwin" else 1024  # bytes
-    yield Row("memory: peak RSS of a run, simple", "GiB", peak * unit / 2**30, bar=1.2)
+    return peak * unit / 2**30
 
 
 def tracking(sizes: Sizes, folder: Path) -> Iterator[Row]:

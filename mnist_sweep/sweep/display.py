@@ -1,13 +1,12 @@
 """What a person sees of a sweep: live, and at its end."""
 
 import logging
-import shlex
-import statistics
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -20,7 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mnist_sweep.console import as_text, console
-from mnist_sweep.sweep import storage
+from mnist_sweep.sweep import results, storage
+from mnist_sweep.sweep.results import assignments
 from mnist_sweep.sweep.space import Space
 from mnist_sweep.sweep.storage import DONE, own_failure, trials
 from mnist_sweep.sweep.worker import Plan
@@ -35,7 +35,7 @@ def dry_run(points: Sequence[dict[str, Any]], space: Space, *, grid: bool) -> No
     what = f"all {len(points)} trials of the grid" if grid else "the first trials"
     print(f"dry run: {what}, and nothing else; they hold {' '.join(space.fixed) or 'the defaults'}")
     for number, point in enumerate(points):
-        print(f"{number:4d}  {_assignments(point)}")
+        print(f"{number:4d}  {assignments(point)}")
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def _live_table(study: optuna.Study, plan: Plan, over: threading.Event) -> None:
                     value = f"{t.intermediate_values[epoch]:.4f}" if epoch else ""
                     seconds = time.time() - t.datetime_start.timestamp() if t.datetime_start else 0
                     row = (str(t.number), str(epoch), value, f"{seconds:.0f}")
-                    table.add_row(*row, _assignments(t.params))
+                    table.add_row(*row, assignments(t.params))
             finished = plan.finished(found)
             rate = (finished - before) / (time.monotonic() - started)
             left = f", about {(plan.n_trials - finished) / rate:.0f} s left" if rate else ""
@@ -92,12 +92,14 @@ def _live_table(study: optuna.Study, plan: Plan, over: threading.Event) -> None:
             view.update(Group(Text(head, style="bold"), table, Text(tail, style="green")))
 
 
-def conclusion(study: optuna.Study, plan: Plan, config: DictConfig, link: str) -> None:
+def conclusion(
+    study: optuna.Study, plan: Plan, config: DictConfig, link: str, page: Path | None
+) -> None:
     """The table of all trials, what the seeds say, the best, and how to go on."""
     found = [t for t in trials(study) if storage.REPLACED not in t.user_attrs]
     log.info("\nsweep %s: %s", plan.study_name, _counts(trials(study)))
     log.info(as_text(_leaderboard(study, found, plan, config)))
-    if (seeds := _over_seeds(found, plan)) is not None:
+    if (seeds := _over_seeds(study)) is not None:
         log.info("\n%s", as_text(seeds))
     failed = Counter(t.user_attrs.get(storage.ERROR, "unknown") for t in plan.failed(found))
     for why, times in failed.most_common():
@@ -106,10 +108,8 @@ def conclusion(study: optuna.Study, plan: Plan, config: DictConfig, link: str) -
         log.info("no trial completed, so there is no best one")
     elif len(plan.metrics) == 1:
         log.info("\nbest: %s", _line(study.best_trial, plan))
-        exact = [f"{name}={value}" for name, value in study.best_trial.params.items()]
-        overrides = [*plan.space.fixed, *exact]
-        kept = [o for o in overrides if not o.startswith(("sweep.", "search=", "pruner="))]
-        log.info("train it again: python -m mnist_sweep %s", shlex.join(kept))
+        again = results.About.of(study).command(study.best_trial.params)
+        log.info("train it again: %s", again)
         if importances := _importances(study):
             shares = ", ".join(f"{name} {share:.0%}" for name, share in importances.items())
             log.info("importance of the parameters: %s", shares)
@@ -118,8 +118,10 @@ def conclusion(study: optuna.Study, plan: Plan, config: DictConfig, link: str) -
         for trial in study.best_trials:
             log.info("  %s", _line(trial, plan))
     _save_results(study, plan)
+    if page:
+        log.info("\nreport: %s", page.as_uri())
     if link:
-        log.info("\ncompare the runs: %s", link)
+        log.info("compare the runs: %s", link)
 
 
 def _leaderboard(
@@ -139,7 +141,7 @@ def _leaderboard(
         table.add_row(
             str(t.number),
             str(t.params.get("model", config.hydra.runtime.choices.get("model"))),
-            _assignments({k: v for k, v in t.params.items() if k != "model"}),
+            assignments({k: v for k, v in t.params.items() if k != "model"}),
             _percent(run.get("best/val/accuracy")),
             _percent(run.get("test/accuracy")),
             f"{run['n_parameters']:,.0f}" if "n_parameters" in run else "",
@@ -151,41 +153,29 @@ def _leaderboard(
     return table
 
 
-def _over_seeds(found: list[FrozenTrial], plan: Plan) -> Table | None:
-    """Mean and standard deviation of the trials that differ in nothing but their seed."""
-    groups: dict[str, list[FrozenTrial]] = defaultdict(list)
-    for t in found:
-        if t.state is TrialState.COMPLETE and "seed" in t.params:
-            groups[_assignments({k: v for k, v in t.params.items() if k != "seed"})].append(t)
-    if not any(len(group) > 1 for group in groups.values()):
+def _over_seeds(study: optuna.Study) -> Table | None:
+    """Mean and standard deviation of the configurations that ran with several seeds."""
+    found = results.ranked(study)
+    if not any(len(configuration.trials) > 1 for configuration in found):
         return None
     table = Table(box=None, pad_edge=False)
     for column in ("over seeds", "n", "val acc %", "test acc %"):
         table.add_column(column)
-    for name, group in groups.items():
-        runs = [t.user_attrs.get(storage.SUMMARY, {}) for t in group]
-        cells = [
-            _mean_and_std([100 * run[key] for run in runs if key in run])
-            for key in ("best/val/accuracy", "test/accuracy")
-        ]
-        table.add_row(name or "all", str(len(group)), *cells)
+    for each in found[:MAX_ROWS]:
+        keys = ("best/val/accuracy", "test/accuracy")
+        cells = [results.told("accuracy", each.summaries(key)) for key in keys]
+        table.add_row(each.name, str(len(each.trials)), *cells)
     return table
-
-
-def _mean_and_std(values: list[float]) -> str:
-    if len(values) < 2:
-        return f"{values[0]:.2f}" if values else ""
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
 def _save_results(study: optuna.Study, plan: Plan) -> None:
     """optimization_results.yaml, with the keys of the stock Optuna sweeper."""
-    results: dict[str, Any] = {"name": "optuna", "study": plan.study_name}
+    content: dict[str, Any] = {"name": "optuna", "study": plan.study_name}
     if len(plan.metrics) > 1:
-        results["solutions"] = [{"params": t.params, "values": t.values} for t in study.best_trials]
+        content["solutions"] = [{"params": t.params, "values": t.values} for t in study.best_trials]
     elif (best := _best(study)) is not None:
-        results |= {"best_params": best.params, "best_value": best.value}
-    OmegaConf.save(OmegaConf.create(results), plan.directory / "optimization_results.yaml")
+        content |= {"best_params": best.params, "best_value": best.value}
+    OmegaConf.save(OmegaConf.create(content), plan.directory / "optimization_results.yaml")
 
 
 def _importances(study: optuna.Study) -> dict[str, float]:
@@ -210,7 +200,7 @@ def _line(trial: FrozenTrial, plan: Plan) -> str:
     values = trial.values or [v for v in [_value(trial)] if v is not None]
     shown = "  ".join(f"{n} {v:.4f}" for n, v in zip(plan.metrics, values, strict=False))
     why = f"  {trial.user_attrs.get(storage.ERROR, '')}" if own_failure(trial) else ""
-    return f"trial {trial.number} {state}  {shown}  {_assignments(trial.params)}{why}".rstrip()
+    return f"trial {trial.number} {state}  {shown}  {assignments(trial.params)}{why}".rstrip()
 
 
 def _value(trial: FrozenTrial) -> float | None:
@@ -223,15 +213,6 @@ def _value(trial: FrozenTrial) -> float | None:
 def _counts(found: list[FrozenTrial]) -> str:
     states = Counter(t.user_attrs.get(storage.REPLACED, t.state.name.lower()) for t in found)
     return ", ".join(f"{n} {state}" for state, n in sorted(states.items())) or "nothing yet"
-
-
-def _assignments(params: dict[str, Any]) -> str:
-    """For the eye; four digits do not name a point exactly."""
-    return " ".join(f"{name}={_short(value)}" for name, value in params.items())
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _percent(share: float | None) -> str:

@@ -29,6 +29,7 @@ from mnist_sweep import interrupt, provenance
 from mnist_sweep.errors import UserError, did_you_mean
 from mnist_sweep.sweep import display, record, search, storage
 from mnist_sweep.sweep.record import SweepRecord
+from mnist_sweep.sweep.results import About
 from mnist_sweep.sweep.space import Space, parse
 from mnist_sweep.sweep.storage import trials
 from mnist_sweep.sweep.worker import Plan, Worker, stop, stop_reason
@@ -82,13 +83,16 @@ def sweep(
     loader = _snapshot(plan, hydra_context)
     with interrupt.obeyed(), record.of_sweep(config, plan, study) as sweep_record:
         plan.tags.update(sweep_record.trial_tags)
+        fixed = plan.space.fixed
+        About(plan.metrics, fixed, str(plan.directory), sweep_record.link).save(study)
         worker = Worker(plan, task, hydra_context, loader, config)
         _run(study, plan, worker)
         storage.reap(study, settings.grace_s, settings.retries)
         if settings.top_k is not None:
             _drop_models(study, settings.top_k, sweep_record)
         sweep_record.finish(study)
-    return _conclude(study, plan, config, sweep_record.link)
+        page = _report(study, plan, config, sweep_record) if settings.report else None
+    return _conclude(study, plan, config, sweep_record.link, page)
 
 
 def _check(space: Space, loader: ConfigLoader, config: DictConfig) -> None:
@@ -262,14 +266,35 @@ def _drop_models(study: optuna.Study, top_k: int, sweep_record: SweepRecord) -> 
     sweep_record.keep_models(numbers)
 
 
+def _report(
+    study: optuna.Study, plan: Plan, config: DictConfig, sweep_record: SweepRecord
+) -> Path | None:
+    """The page, or None where it could not be made: the trials are safe all the same."""
+    from mnist_sweep.report import page  # imports matplotlib, plotly and mlflow
+
+    folder = plan.directory / "report"
+    experiment = config.tracking.experiment
+    try:
+        written = page.write(folder, study, uri=sweep_record.uri, experiment=experiment)
+        sweep_record.keep_report(folder)
+    except Exception:
+        log.exception(
+            "no report; python -m mnist_sweep.report sweep=%s tries again", plan.study_name
+        )
+        return None
+    return written
+
+
 def _command(plan: Plan) -> str:
     arguments = [a for a in sys.argv[1:] if not a.startswith("sweep.name=")]
     return shlex.join(["python", "-m", "mnist_sweep", *arguments, f"sweep.name={plan.study_name}"])
 
 
-def _conclude(study: optuna.Study, plan: Plan, config: DictConfig, link: str) -> float | None:
+def _conclude(
+    study: optuna.Study, plan: Plan, config: DictConfig, link: str, page: Path | None
+) -> float | None:
     """Show what came out; the exit code says whether all went well."""
-    display.conclusion(study, plan, config, link)
+    display.conclusion(study, plan, config, link, page)
     if reason := stop_reason(study, plan):
         log.error("stopped early: %s", reason)
     completed = trials(study, TrialState.COMPLETE)

@@ -1,10 +1,12 @@
 """The sweep's own run in MLflow: what it was of, what came out, Optuna's figures."""
 
 import logging
-import warnings
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import optuna
@@ -21,20 +23,26 @@ log = logging.getLogger(__name__)
 class SweepRecord:
     """Records nothing."""
 
-    def __init__(self) -> None:
-        self.trial_tags: dict[str, str] = {}
-        self.link = ""
+    trial_tags: Mapping[str, str] = MappingProxyType({})
+    link = ""
+    uri: str | None = None
 
     def finish(self, study: optuna.Study) -> None:
         pass
+
+    def keep_report(self, folder: Path) -> None:
+        """A copy of all files of this folder."""
 
     def keep_models(self, numbers: set[int]) -> None:
         """Of the trials with these numbers; the logged models of all others go."""
 
 
 class MlflowSweepRecord(SweepRecord):
-    def __init__(self, tracker: Any, plan: Plan, trial_tags: dict[str, str], link: str) -> None:
-        self.tracker, self.plan, self.trial_tags, self.link = tracker, plan, trial_tags, link
+    def __init__(
+        self, tracker: Any, plan: Plan, trial_tags: Mapping[str, str], link: str, uri: str
+    ) -> None:
+        self.tracker, self.plan, self.trial_tags = tracker, plan, trial_tags
+        self.link, self.uri = link, uri
 
     def finish(self, study: optuna.Study) -> None:
         found = trials(study)
@@ -43,7 +51,9 @@ class MlflowSweepRecord(SweepRecord):
         if states["complete"] and len(self.plan.metrics) == 1:
             metrics[f"best/{self.plan.metrics[0]}"] = study.best_value
         self.tracker.log_metrics(metrics, step=0)
-        self.tracker.log_artifacts(lambda folder: _write_results(folder, study, self.plan))
+
+    def keep_report(self, folder: Path) -> None:
+        self.tracker.log_artifacts(partial(shutil.copytree, folder, dirs_exist_ok=True))
 
     def keep_models(self, numbers: set[int]) -> None:
         from mnist_sweep import tracking
@@ -84,7 +94,7 @@ def of_sweep(config: DictConfig, plan: Plan, study: optuna.Study) -> Iterator[Sw
             if config.tracking.nested:
                 trial_tags["mlflow.parentRunId"] = tracker.run_id
             link = tracking.comparison_link(uri, experiment_id, plan.study_name, config.store)
-            yield MlflowSweepRecord(tracker, plan, trial_tags, link)
+            yield MlflowSweepRecord(tracker, plan, trial_tags, link, uri)
     finally:  # the runs of workers that were killed
         tracking.prepare(uri, config.store, config.tracking.experiment)
 
@@ -98,33 +108,3 @@ def hash_of(text: str) -> str:
 def _write_inputs(folder: Path, config: DictConfig, diff: str) -> None:
     (folder / "sweep.yaml").write_text(OmegaConf.to_yaml(config.sweep, resolve=True))
     (folder / "code.diff").write_text(diff)
-
-
-def _write_results(folder: Path, study: optuna.Study, plan: Plan) -> None:
-    study.trials_dataframe().to_csv(folder / "trials.csv", index=False)
-    if count(trials(study), TrialState.COMPLETE) < 2:
-        return
-    from optuna.visualization import matplotlib as plots
-
-    one = len(plan.metrics) == 1
-    drawn: dict[str, Callable[..., Any]] = (
-        {
-            "optimization_history": plots.plot_optimization_history,
-            "param_importances": plots.plot_param_importances,
-            "slice": plots.plot_slice,
-            "parallel_coordinate": plots.plot_parallel_coordinate,
-        }
-        if one
-        else {"pareto_front": plots.plot_pareto_front}
-    )
-    arguments = {"target_names": plan.metrics} if not one else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna's plots are marked experimental
-        for name, plot in drawn.items():
-            try:
-                axes = plot(study, **arguments)
-            except (ValueError, RuntimeError) as error:  # e.g. one parameter, or all values equal
-                log.debug("%s: %s", name, error)
-                continue
-            first = axes.flat[0] if hasattr(axes, "flat") else axes
-            first.figure.savefig(folder / f"{name}.png", dpi=100, bbox_inches="tight")
