@@ -3,7 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup sweep test lint types check
+SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
+
+.PHONY: setup sweep test test-browser lint types check
 
 setup: $(READY)
 
@@ -16,7 +18,13 @@ sweep: setup
 	$(BIN)/python -m mnist_sweep -m model=simple,deeper,vgg trainer=quick
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not browser"
+
+# In Debian's Chromium. MNIST_SWEEP_SCREENSHOTS=docs/images renews the pictures of the documents.
+test-browser: setup
+	command -v chromium >/dev/null || { $(SUDO) apt-get update -qq && \
+	  $(SUDO) apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; }
+	$(BIN)/python -m pytest -m browser
 
 lint: setup
 	$(BIN)/ruff check
@@ -25,4 +33,4 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-check: lint types test
+check: lint types test test-browser

@@ -312,6 +312,21 @@ def trial_runs(client: MlflowClient, sweep_run_id: str, sweep: str) -> list[Run]
     return [run for run in found if "trial" in run.data.tags]
 
 
+def best_trials(client: MlflowClient, sweep: Run, n: int) -> list[str]:
+    """Ids of the n best finished trials of a sweep's run, by the objective that it recorded."""
+    metric = next((name for name in sweep.data.metrics if name.startswith("best/")), None)
+    if metric is None:
+        return []
+    direction = "ASC" if metric.endswith("loss") else "DESC"
+    query = (
+        f"tags.sweep = '{sweep.data.tags['sweep']}' AND tags.trial != '' "
+        f"AND attributes.status = 'FINISHED' AND metrics.`{metric}` > -1"
+    )
+    order = [f"metrics.`{metric}` {direction}"]
+    found = client.search_runs([sweep.info.experiment_id], query, max_results=n, order_by=order)
+    return [run.info.run_id for run in found]
+
+
 def delete_models(client: MlflowClient, run: Run) -> None:
     """The models that a run logged, with their files where those lie on this machine."""
     for output in run.outputs.model_outputs if run.outputs else ():
@@ -324,13 +339,27 @@ def delete_models(client: MlflowClient, run: Run) -> None:
             shutil.rmtree(url2pathname(urlparse(location).path), ignore_errors=True)
 
 
-def comparison_link(uri: str, experiment_id: str, sweep: str, store: str) -> str:
-    """How to open the runs of a sweep in MLflow's UI, its charts beside its table."""
-    query = quote(f"tags.sweep = '{sweep}' AND tags.trial != ''")
+def runs_page(experiment_id: str, sweep: str | None = None) -> str:
+    """The page of MLflow's UI with all runs, or the trials of a sweep, their charts beside them."""
     page = (
-        f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
-        f"&searchFilter={query}&compareRunsMode=CHART"
+        f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
     )
+    if sweep is None:
+        return page
+    # attempts that were cut short have another trial in their place
+    query = f"tags.sweep = '{sweep}' AND tags.trial != '' AND attributes.status != 'KILLED'"
+    return f"{page}&searchFilter={quote(query)}"
+
+
+def comparison_page(experiment_id: str, run_ids: Sequence[str]) -> str:
+    """The page that compares runs: parallel coordinates, scatter, their parameters side by side."""
+    runs, experiments = quote(json.dumps(list(run_ids))), quote(json.dumps([experiment_id]))
+    return f"/#/compare-runs?runs={runs}&experiments={experiments}"
+
+
+def comparison_link(uri: str, experiment_id: str, sweep: str, store: str) -> str:
+    """How to open the runs of a sweep in MLflow's UI."""
+    page = runs_page(experiment_id, sweep)
     if uri.startswith(("http://", "https://")):
         return uri.rstrip("/") + page
     own = uri == store_uri(None, store)

@@ -1,4 +1,4 @@
-"""MLflow's UI over the store: `python -m mnist_sweep.ui [--store mlruns] [--port 5000]`."""
+"""MLflow's UI over the store: `python -m mnist_sweep.ui [--store mlruns] [--port 5000] [--dashboard]`."""
 
 import argparse
 import os
@@ -6,28 +6,64 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 HOST = "127.0.0.1"
 END_S = 10
+DASHBOARD_PORT = 8080
+BEST = 5
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m mnist_sweep.ui", description=__doc__)
     parser.add_argument("--store", default=os.environ.get("MNIST_SWEEP_STORE", "mlruns"))
     parser.add_argument("--port", type=int, default=5000)
+    parser.add_argument("--dashboard", action="store_true", help="optuna-dashboard beside it")
     arguments = parser.parse_args()
     store = Path(arguments.store).resolve()
     if not (store / "mlflow.db").exists():
         sys.exit(f"error: {store} holds no runs yet; python -m mnist_sweep makes one")
-    port = free_port(arguments.port)
-    server = subprocess.Popen(command(store, port), env=environment(), start_new_session=True)
-    print(f"all runs: http://{HOST}:{port}/#/experiments  (Ctrl-C ends it)", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    servers = []
     try:
-        sys.exit(server.wait())
+        port = free_port(arguments.port)
+        servers.append(start(command(store, port)))
+        for what, page in pages(store).items():
+            print(f"{what}: http://{HOST}:{port}{page}", flush=True)
+        if arguments.dashboard:
+            port = free_port(DASHBOARD_PORT)
+            servers.append(start(dashboard(store, port)))
+            print(f"optuna-dashboard: http://{HOST}:{port}/dashboard", flush=True)
+        print("Ctrl-C ends it", flush=True)
+        sys.exit(servers[0].wait())
     except KeyboardInterrupt:
-        _end(server)
+        pass
+    finally:
+        for server in servers:
+            end(server)
+
+
+def pages(store: Path) -> dict[str, str]:
+    """What to look at first: all runs, those of the last sweep, its best five side by side."""
+    from mlflow import MlflowClient
+
+    from mnist_sweep import tracking
+
+    client = MlflowClient(tracking.store_uri(None, str(store)))
+    ids = [e.experiment_id for e in client.search_experiments() if e.name != "Default"]
+    if not ids:
+        return {"all runs": "/#/experiments"}
+    found = {"all runs": tracking.runs_page(ids[0])}
+    sweeps = client.search_runs(ids, "tags.kind = 'sweep'", max_results=1)
+    if sweeps:
+        experiment_id, name = sweeps[0].info.experiment_id, sweeps[0].data.tags["sweep"]
+        found[f"sweep {name}"] = tracking.runs_page(experiment_id, name)
+        best = tracking.best_trials(client, sweeps[0], BEST)
+        if len(best) > 1:
+            found[f"its best {len(best)}"] = tracking.comparison_page(experiment_id, best)
+    return found
 
 
 def command(store: Path, port: int) -> list[str]:
@@ -40,6 +76,21 @@ def command(store: Path, port: int) -> list[str]:
         "--workers": "1",
     }
     return [sys.executable, "-m", "mlflow", "server", *(x for flag in flags.items() for x in flag)]
+
+
+def dashboard(store: Path, port: int) -> list[str]:
+    """Raises SystemExit where optuna-dashboard is not installed or no sweep ran."""
+    if find_spec("optuna_dashboard") is None:
+        sys.exit("error: --dashboard needs optuna-dashboard: pip install optuna-dashboard")
+    if not (store / "optuna.db").exists():
+        sys.exit(f"error: {store} holds no sweep yet; python -m mnist_sweep -m makes one")
+    program = str(Path(sys.executable).with_name("optuna-dashboard"))
+    return [program, f"sqlite:///{store}/optuna.db", "--host", HOST, "--port", str(port)]
+
+
+def start(command: list[str]) -> "subprocess.Popen[bytes]":
+    """In a process group of its own, to be ended with all its children."""
+    return subprocess.Popen(command, env=environment(), start_new_session=True)
 
 
 def environment() -> dict[str, str]:
@@ -61,14 +112,14 @@ def free_port(wanted: int) -> int:
     raise AssertionError("the system gives out no port")
 
 
-def _end(server: "subprocess.Popen[bytes]") -> None:
-    """The server and its children, which are a process group of their own."""
-    os.killpg(server.pid, signal.SIGTERM)
-    try:
-        server.wait(END_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+def end(server: "subprocess.Popen[bytes]") -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(END_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
 
 
 if __name__ == "__main__":

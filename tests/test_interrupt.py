@@ -101,6 +101,7 @@ def test_sigkill_then_resume_from_the_last_epoch(store: Path, whole: Path) -> No
     stopped = run_directory(kill_within_epoch_2(process, signal.SIGKILL))
     (dead,) = recorded(store)
     assert dead.info.status == "RUNNING"  # nobody was left to say otherwise
+    assert "val/loss" in dead.data.metrics  # its curves are there while it runs
     saved = checkpoint.load(stopped / checkpoint.LAST)
     assert saved["partial"] is None
     saved["state"]["seconds"] += 1000
