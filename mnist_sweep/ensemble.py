@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 from rich.table import Table
 
-from mnist_sweep import app, config, console, figures, interrupt, metrics, models, tracking
+from mnist_sweep import (
+    app,
+    config,
+    console,
+    figures,
+    interrupt,
+    metrics,
+    models,
+    recorded,
+    tracking,
+)
 from mnist_sweep import data as datasets
 from mnist_sweep.data import Dataset
 from mnist_sweep.errors import UserError
@@ -42,7 +52,7 @@ def load_members(uri: str, experiment_id: str, cfg: DictConfig) -> Members:
     """Raises UserError where there are fewer than two."""
     if (cfg.sweep is None) == (not cfg.runs):
         raise UserError("expected either sweep=<name> or runs=[<run id>,<run id>]")
-    runs = tracking.finished_runs(uri, experiment_id, sweep=cfg.sweep, ids=list(cfg.runs))
+    runs = recorded.finished_runs(uri, experiment_id, sweep=cfg.sweep, ids=list(cfg.runs))
     if len(runs) < 2:
         raise UserError(
             f"{len(runs)} finished runs of sweep={cfg.sweep} in {uri}: expected at least 2"
@@ -198,7 +208,7 @@ def combine(cfg: DictConfig) -> None:
         tracker.log_artifacts(produce)
         if cfg.tracking.log_model and data is not None:
             mixture = models.Mixture(
-                [tracking.load_model(uri, run_id) for run_id in chosen], list(chosen.values())
+                [recorded.load_model(uri, run_id) for run_id in chosen], list(chosen.values())
             )
             example = datasets.to_float(data.test.images[:2]).numpy()
             tracker.log_model(mixture, example, registered_name=cfg.model_name)

@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Figure
 from numpy.typing import NDArray
 
 from mnist_sweep import metrics
 
 # Okabe & Ito (2008), told apart under every common form of colour blindness.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+COLOURS = [BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9"]
 STYLE: Any = {
     "font.size": 11,
     "axes.titlesize": 12,
@@ -294,4 +295,37 @@ def error_overlap(counts: NDArray[np.int64], names: Sequence[str], title: str) -
         axes.set(title=title)
         axes.spines[:].set_visible(False)
         figure.colorbar(image, ax=axes, label="% of the row's errors", shrink=0.7)
+    return figure
+
+
+def learning_curves_of(
+    histories: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],
+) -> Figure:
+    """Loss of several runs by name: {metric: [(epoch, value)]} with train/loss and val/loss."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        axes = figure.subplots()
+        for (name, history), colour in zip(histories.items(), COLOURS, strict=False):
+            for metric, style in (("train/loss", ":"), ("val/loss", "-")):
+                label = name if metric == "val/loss" else None
+                axes.plot(*zip(*history[metric], strict=True), style, color=colour, label=label)
+        axes.set(yscale="log", xlabel="epoch", ylabel="loss (cross-entropy)")
+        axes.set_title("Best runs: validation, and dotted training")
+        axes.legend(frameon=False)
+    return figure
+
+
+def trade_off(
+    points: NDArray[np.float64], front: NDArray[np.float64], cost: str, score: str
+) -> Figure:
+    """(cost, score) of each configuration [N, 2], and of those that nothing cheaper beats [M, 2]."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        axes.scatter(points[:, 0], points[:, 1], s=14, color=BLUE)
+        axes.plot(front[:, 0], front[:, 1], "o-", color=ORANGE, label="nothing cheaper is better")
+        axes.set(
+            xscale="log", xlabel=cost, ylabel=score, title=f"Does it pay? {score} against {cost}"
+        )
+        axes.legend(frameon=False)
     return figure

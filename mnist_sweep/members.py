@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.figure import Figure
-from mlflow.entities import Run
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
-from mnist_sweep import figures, metrics, tracking
+from mnist_sweep import figures, metrics, recorded
 from mnist_sweep.data import Dataset
 from mnist_sweep.errors import UserError
+from mnist_sweep.figures import Figure
+from mnist_sweep.recorded import Run
 from mnist_sweep.train import load_data
 
 HARDEST = 25  # images in the picture of those that all models get wrong
@@ -43,7 +43,7 @@ def of_runs(uri: str, runs: Sequence[Run]) -> Members:
         raise UserError("the runs were made of different data: no comparison across them")
     stored = []
     for run in runs:
-        with tracking.artifact(uri, run.info.run_id, "predictions.npz") as path:
+        with recorded.artifact(uri, run.info.run_id, "predictions.npz") as path:
             stored.append(dict(np.load(path)))
     shared = all(np.array_equal(s["val_indices"], stored[0]["val_indices"]) for s in stored)
     return Members(
@@ -87,7 +87,7 @@ def picture_of_hardest(members: Members, data: Dataset) -> Figure:
 
 def test_data(uri: str, members: Members) -> Dataset | None:
     """The data that the members were made of, for the pictures; None where its files are gone."""
-    with tracking.artifact(uri, members.run_ids[0], "config.yaml") as path:
+    with recorded.artifact(uri, members.run_ids[0], "config.yaml") as path:
         cfg = OmegaConf.load(path)
     cfg.data.on_missing = "embedded" if cfg.data.name == "mnist" else "error"
     try:

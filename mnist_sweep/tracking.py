@@ -3,18 +3,15 @@
 import json
 import logging
 import os
-import shutil
 import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import quote, urlparse
-from urllib.request import url2pathname
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # MLflow's own defaults let a call to a server that went away hang for 248 s.
@@ -122,50 +119,6 @@ def runs(client: MlflowClient, experiment_id: str, query: str = "") -> Iterator[
         token = page.token
         if not token:
             return
-
-
-def finished_runs(
-    uri: str, experiment_id: str, *, sweep: str | None, ids: Sequence[str]
-) -> list[Run]:
-    """Trained models of a sweep, the oldest first, or those of `ids`, of which all must exist."""
-    client = MlflowClient(uri)
-    if sweep is not None:
-        query = f"tags.sweep = '{sweep}' AND attributes.status = 'FINISHED'"
-        found = [
-            run for run in runs(client, experiment_id, query) if "test/loss" in run.data.metrics
-        ]
-        return found[::-1]
-    try:
-        return [client.get_run(run_id) for run_id in ids]
-    except MlflowException as error:
-        raise UserError(f"runs={list(ids)}: {str(error).splitlines()[0]}") from error
-
-
-@contextmanager
-def artifact(uri: str, run_id: str, name: str) -> Iterator[Path]:
-    """A file that a run left, on this machine while the block lasts. Raises UserError without it."""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            path = retried(
-                partial(MlflowClient(uri).download_artifacts, run_id, name, dst_path=folder)
-            )
-        except (MlflowException, OSError) as error:
-            raise UserError(f"run {run_id} has no {name} in MLflow: it cannot take part") from error
-        yield Path(path)
-
-
-def load_model(uri: str, run_id: str) -> nn.Module:
-    """The model that a run logged, on the CPU. Raises UserError where it logged none."""
-    import mlflow.pytorch
-
-    mlflow.set_tracking_uri(uri)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model: nn.Module = mlflow.pytorch.load_model(f"runs:/{run_id}/model")
-    except (MlflowException, OSError) as error:
-        raise UserError(f"run {run_id} has no model in MLflow: {error}") from error
-    return model
 
 
 def retried(call: Callable[[], T]) -> T:
@@ -304,68 +257,3 @@ def sweep_run(
         raise
     finally:
         retried(partial(client.set_terminated, tracker.run_id, status))
-
-
-def trial_runs(client: MlflowClient, sweep_run_id: str, sweep: str) -> list[Run]:
-    experiment_id = client.get_run(sweep_run_id).info.experiment_id
-    found = runs(client, experiment_id, f"tags.sweep = '{sweep}'")
-    return [run for run in found if "trial" in run.data.tags]
-
-
-def best_trials(client: MlflowClient, sweep: Run, n: int) -> list[str]:
-    """Ids of the n best finished trials of a sweep's run, by the objective that it recorded."""
-    metric = next((name for name in sweep.data.metrics if name.startswith("best/")), None)
-    if metric is None:
-        return []
-    direction = "ASC" if metric.endswith("loss") else "DESC"
-    query = (
-        f"tags.sweep = '{sweep.data.tags['sweep']}' AND tags.trial != '' "
-        f"AND attributes.status = 'FINISHED' AND metrics.`{metric}` > -1"
-    )
-    order = [f"metrics.`{metric}` {direction}"]
-    found = client.search_runs([sweep.info.experiment_id], query, max_results=n, order_by=order)
-    return [run.info.run_id for run in found]
-
-
-def delete_models(client: MlflowClient, run: Run) -> None:
-    """The models that a run logged, with their files where those lie on this machine."""
-    for output in run.outputs.model_outputs if run.outputs else ():
-        try:
-            location = client.get_logged_model(output.model_id).artifact_location
-        except MlflowException:
-            continue  # deleted by an earlier call
-        client.delete_logged_model(output.model_id)
-        if location.startswith("file:"):
-            shutil.rmtree(url2pathname(urlparse(location).path), ignore_errors=True)
-
-
-def runs_page(experiment_id: str, sweep: str | None = None) -> str:
-    """The page of MLflow's UI with all runs, or the trials of a sweep, their charts beside them."""
-    page = (
-        f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
-    )
-    if sweep is None:
-        return page
-    # attempts that were cut short have another trial in their place
-    query = f"tags.sweep = '{sweep}' AND tags.trial != '' AND attributes.status != 'KILLED'"
-    return f"{page}&searchFilter={quote(query)}"
-
-
-def comparison_page(experiment_id: str, run_ids: Sequence[str]) -> str:
-    """The page that compares runs: parallel coordinates, scatter, their parameters side by side."""
-    runs, experiments = quote(json.dumps(list(run_ids))), quote(json.dumps([experiment_id]))
-    return f"/#/compare-runs?runs={runs}&experiments={experiments}"
-
-
-def comparison_link(uri: str, experiment_id: str, sweep: str, store: str) -> str:
-    """How to open the runs of a sweep in MLflow's UI."""
-    page = runs_page(experiment_id, sweep)
-    if uri.startswith(("http://", "https://")):
-        return uri.rstrip("/") + page
-    own = uri == store_uri(None, store)
-    server = (
-        f"python -m mnist_sweep.ui --store {store}"
-        if own
-        else f"mlflow ui --backend-store-uri {uri}"
-    )
-    return f"{server}\n  and in a browser: http://127.0.0.1:5000{page}"

@@ -26,11 +26,14 @@ def main() -> None:
     if not (store / "mlflow.db").exists():
         sys.exit(f"error: {store} holds no runs yet; python -m mnist_sweep makes one")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from mnist_sweep import recorded, tracking  # imports mlflow
+
+    pages = recorded.first_pages(tracking.store_uri(None, str(store)), BEST)
     servers = []
     try:
         port = free_port(arguments.port)
         servers.append(start(command(store, port)))
-        for what, page in pages(store).items():
+        for what, page in pages.items():
             print(f"{what}: http://{HOST}:{port}{page}", flush=True)
         if arguments.dashboard:
             port = free_port(DASHBOARD_PORT)
@@ -43,27 +46,6 @@ def main() -> None:
     finally:
         for server in servers:
             end(server)
-
-
-def pages(store: Path) -> dict[str, str]:
-    """What to look at first: all runs, those of the last sweep, its best five side by side."""
-    from mlflow import MlflowClient
-
-    from mnist_sweep import tracking
-
-    client = MlflowClient(tracking.store_uri(None, str(store)))
-    ids = [e.experiment_id for e in client.search_experiments() if e.name != "Default"]
-    if not ids:
-        return {"all runs": "/#/experiments"}
-    found = {"all runs": tracking.runs_page(ids[0])}
-    sweeps = client.search_runs(ids, "tags.kind = 'sweep'", max_results=1)
-    if sweeps:
-        experiment_id, name = sweeps[0].info.experiment_id, sweeps[0].data.tags["sweep"]
-        found[f"sweep {name}"] = tracking.runs_page(experiment_id, name)
-        best = tracking.best_trials(client, sweeps[0], BEST)
-        if len(best) > 1:
-            found[f"its best {len(best)}"] = tracking.comparison_page(experiment_id, best)
-    return found
 
 
 def command(store: Path, port: int) -> list[str]:

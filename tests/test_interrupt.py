@@ -114,7 +114,7 @@ def test_sigkill_then_resume_from_the_last_epoch(store: Path, whole: Path) -> No
     assert_same_end(whole, run_directory(done.stdout))
     finished, killed = recorded(store)
     assert (finished.info.status, killed.info.status) == ("FINISHED", "KILLED")
-    assert finished.data.metrics["run_s"] > 1000  # of both attempts: what search=pareto compares
+    assert finished.data.metrics["run_s"] > finished.data.metrics["fit_s"] > 1000  # both attempts
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def test_every_sweep_ends_with_its_report(store: Path) -> None:
         "parallel_coordinate",
         "top_learning_curves",
     } <= pictures
-    assert {"error_overlap", "hardest_images", "against_run_s"} <= pictures
+    assert {"error_overlap", "hardest_images", "against_fit_s"} <= pictures
     summary = next(r for r in recorded(store) if r.data.tags.get("kind") == "sweep")
     client = MlflowClient(f"sqlite:///{store}/mlflow.db")
     kept = {file.path for file in client.list_artifacts(summary.info.run_id)}
@@ -75,7 +75,7 @@ def test_report_of_two_objectives_and_without_a_record(store: Path) -> None:
     assert code == 0, out
     folder = store / "outputs" / "p" / "report"
     assert (folder / "pareto_front.png").exists()
-    assert "one seed, and no predictions" in (folder / "report.html").read_text()
+    assert "has the best val/accuracy" in (folder / "report.html").read_text()
 
 
 def test_report_without_a_sweep_says_what_makes_one(store: Path) -> None:

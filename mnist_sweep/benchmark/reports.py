@@ -48,7 +48,7 @@ def fill(store: Path, n: int) -> None:
             name: draw.choice(d.choices) if hasattr(d, "choices") else draw.uniform(d.low, d.high)
             for name, d in pattern.distributions.items()
         }
-        cost = {"n_parameters": draw.randint(10**4, 10**7), "run_s": draw.uniform(1, 100)}
+        cost = {"n_parameters": draw.randint(10**4, 10**7), "fit_s": draw.uniform(1, 100)}
         copies.append(
             create_trial(
                 values=[pattern.value - draw.random() / 2],

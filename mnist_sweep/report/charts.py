@@ -6,23 +6,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import plotly.graph_objects as go
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 from optuna.trial import TrialState
 
 from mnist_sweep import figures
+from mnist_sweep.recorded import History
 from mnist_sweep.sweep import results
 from mnist_sweep.sweep.results import About, Configuration
 from mnist_sweep.sweep.storage import trials
 
 log = logging.getLogger(__name__)
 
-COLOURS = [figures.BLUE, figures.ORANGE, figures.GREEN, figures.RED, "#CC79A7", "#56B4E9"]
-COSTS = {"n_parameters": "parameters", "run_s": "seconds of the run"}
+COSTS = {"n_parameters": "parameters", "fit_s": "seconds of training and validation"}
 
-History = Mapping[str, Sequence[tuple[int, float]]]  # metric -> (epoch, value)
 Drawn = tuple[str, str, Any]  # name, what one should see, figure of Plotly or of matplotlib
 
 
@@ -30,11 +28,11 @@ def optunas_own(study: optuna.Study, about: About, backend: Any) -> Iterator[Dra
     """Optuna's figures, by `optuna.visualization` or its `matplotlib`: those that can be drawn."""
     if len(trials(study, TrialState.COMPLETE)) < 2:
         return
-    target: dict[str, Any] = {}
+    target: dict[str, Any] = {"target_name": about.metrics[0]}
     if len(about.metrics) > 1:
         names = {"target_names": about.metrics}
         yield from _drawn("pareto_front", "No other trial is better in both", backend, study, names)
-        target = {"target": lambda trial: trial.values[0], "target_name": about.metrics[0]}
+        target["target"] = lambda trial: trial.values[0]
     for name, title in {
         "optimization_history": "How the best came to be, trial by trial",
         "param_importances": "Which parameters matter",
@@ -113,8 +111,10 @@ def learning_curves(histories: Mapping[str, History]) -> go.Figure | None:
                 x=[step for step, _ in history[metric]],
                 y=[value for _, value in history[metric]],
                 mode="lines+markers",
-                line={"color": COLOURS[i % len(COLOURS)], "dash": dash},
-                name=f"{name}: {'training' if metric[0] == 't' else 'validation'}",
+                line={"color": figures.COLOURS[i % len(figures.COLOURS)], "dash": dash},
+                name=results.shorten(name),
+                legendgroup=name,
+                showlegend=metric == "val/loss",
             )
     figure.update_layout(xaxis_title="epoch", yaxis_title="loss (cross-entropy)")
     figure.update_yaxes(type="log")
@@ -129,36 +129,17 @@ def as_files(
     histories: Mapping[str, History],
 ) -> None:
     """The same as PNG."""
+    metric = about.metrics[0]
     from optuna.visualization import matplotlib as backend
 
     for name, _, drawn in optunas_own(study, about, backend):
         first = drawn.flat[0] if hasattr(drawn, "flat") else drawn
         first.figure.savefig(folder / f"{name}.png", dpi=100, bbox_inches="tight")
-    with rc_context(figures.STYLE):
-        if histories:
-            _curves(histories).savefig(folder / "top_learning_curves.png")
-        for cost, what in COSTS.items():
-            if len(points := cost_points(found, cost)) > 1:
-                figure = Figure(figsize=(6, 4), layout="constrained")
-                axes = figure.subplots()
-                axes.scatter([p[0] for p in points], [p[1] for p in points], s=14)
-                front = pareto_front(points, about.metrics[0])
-                best = [p[0] for p in front], [p[1] for p in front]
-                axes.plot(*best, "o-", color=figures.ORANGE, label="nothing cheaper is better")
-                axes.set(xscale="log", xlabel=what, ylabel=about.metrics[0])
-                axes.legend(frameon=False)
-                figure.savefig(folder / f"against_{cost}.png")
-
-
-def _curves(histories: Mapping[str, History]) -> Figure:
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for (name, history), colour in zip(histories.items(), COLOURS, strict=False):
-        for metric, style in (("train/loss", ":"), ("val/loss", "-")):
-            steps, values = zip(*history[metric], strict=True)
-            label = results.shorten(name) if metric == "val/loss" else None
-            axes.plot(steps, values, style, color=colour, label=label)
-    axes.set(yscale="log", xlabel="epoch", ylabel="loss (cross-entropy)")
-    axes.set_title("Best runs: validation, and dotted training")
-    axes.legend(frameon=False)
-    return figure
+    if histories:
+        curves = {results.shorten(name): history for name, history in histories.items()}
+        figures.learning_curves_of(curves).savefig(folder / "top_learning_curves.png")
+    for cost, what in COSTS.items():
+        if len(points := cost_points(found, cost)) > 1:
+            front = pareto_front(points, metric)
+            every, best = (np.array([point[:2] for point in some]) for some in (points, front))
+            figures.trade_off(every, best, what, metric).savefig(folder / f"against_{cost}.png")

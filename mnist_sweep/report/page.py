@@ -15,20 +15,18 @@ from typing import Any
 import jinja2
 import optuna
 import plotly.io
-from matplotlib.figure import Figure
-from mlflow import MlflowClient
-from mlflow.entities import Run
 from numpy.typing import NDArray
 from optuna import visualization
 from optuna.trial import TrialState
 from plotly.offline import get_plotlyjs
 
-from mnist_sweep import figures, metrics, tracking
+from mnist_sweep import figures, metrics, recorded
 from mnist_sweep.data import Dataset
 from mnist_sweep.errors import UserError
+from mnist_sweep.figures import Figure
 from mnist_sweep.members import Members, of_runs, picture_of_hardest, test_data
+from mnist_sweep.recorded import History, Run
 from mnist_sweep.report import charts
-from mnist_sweep.report.charts import History
 from mnist_sweep.sweep import results, storage
 from mnist_sweep.sweep.results import About, Configuration
 from mnist_sweep.sweep.storage import trials
@@ -59,31 +57,20 @@ class Looked:
 
 def look(found: Sequence[Configuration], uri: str | None, experiment: str, sweep: str) -> Looked:
     """Into the runs of the best configurations' first trials."""
-    client = MlflowClient(uri) if uri else None
-    known = client.get_experiment_by_name(experiment) if client else None
-    if client is None or known is None:
+    best = {configuration.trials[0].number: configuration for configuration in found[:TOP]}
+    runs = recorded.best_runs_of(uri, experiment, sweep, list(best)) if uri else {}
+    if uri is None or not runs:
         return Looked()
-    runs: dict[int, Run] = {}
-    histories: dict[str, History] = {}
-    for configuration in found[:TOP]:
-        number = configuration.trials[0].number
-        query = (
-            f"tags.sweep = '{sweep}' AND tags.trial = '{number}' AND attributes.status = 'FINISHED'"
-        )
-        run = next(tracking.runs(client, known.experiment_id, query), None)
-        if run is not None:
-            runs[number] = run
-            histories[f"{number}: {configuration.name}"] = {
-                name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
-                for name in CURVES
-            }
+    histories = {
+        f"{number}: {best[number].name}": recorded.history(uri, run.info.run_id, CURVES)
+        for number, run in runs.items()
+    }
     try:
-        members = of_runs(str(uri), list(runs.values())) if runs else None
+        members = of_runs(uri, list(runs.values()))
     except UserError as error:
         log.warning("report: no confusion matrices: %s", error)
-        members = None
-    data = test_data(str(uri), members) if members is not None else None
-    return Looked(runs, histories, members, data)
+        return Looked(runs, histories)
+    return Looked(runs, histories, members, test_data(uri, members))
 
 
 def write(
@@ -149,7 +136,7 @@ def leaderboard(found: Sequence[Configuration], about: About) -> list[dict[str, 
             "seeds": len(each.trials),
             "test accuracy %": results.told("accuracy", each.summaries("test/accuracy")),
             "weights": mean(each.summaries("n_parameters"), 0),
-            "seconds": mean(each.summaries("run_s"), 1),
+            "seconds": mean(each.summaries("fit_s"), 2),
             "best epoch": mean(each.summaries("best_epoch"), 1),
         }
         for rank, each in enumerate(found, start=1)
@@ -169,7 +156,7 @@ def _charts(
     own = [
         ("learning_curves", "Best runs: validation, and dotted training", None),
         ("against_parameters", "Does size pay?", "n_parameters"),
-        ("against_seconds", "Does time pay?", "run_s"),
+        ("against_seconds", "Does time pay?", "fit_s"),
     ]
     drawn = [
         (

@@ -145,7 +145,7 @@ def _leaderboard(
             _percent(run.get("best/val/accuracy")),
             _percent(run.get("test/accuracy")),
             f"{run['n_parameters']:,.0f}" if "n_parameters" in run else "",
-            f"{run['run_s']:.1f}" if "run_s" in run else "",
+            f"{run['fit_s']:.1f}" if "fit_s" in run else "",
             t.state.name.lower(),
         )
     if len(ranked) > MAX_ROWS:

@@ -56,14 +56,14 @@ class MlflowSweepRecord(SweepRecord):
         self.tracker.log_artifacts(partial(shutil.copytree, folder, dirs_exist_ok=True))
 
     def keep_models(self, numbers: set[int]) -> None:
-        from mnist_sweep import tracking
+        from mnist_sweep import recorded
 
-        trial_runs = tracking.trial_runs(
+        trial_runs = recorded.trial_runs(
             self.tracker.client, self.tracker.run_id, self.plan.study_name
         )
         for run in trial_runs:
             if int(run.data.tags["trial"]) not in numbers:
-                tracking.delete_models(self.tracker.client, run)
+                recorded.delete_models(self.tracker.client, run)
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def of_sweep(config: DictConfig, plan: Plan, study: optuna.Study) -> Iterator[Sw
     if not config.tracking.enabled:
         yield SweepRecord()
         return
-    from mnist_sweep import tracking  # imports mlflow
+    from mnist_sweep import recorded, tracking  # imports mlflow
 
     uri = tracking.store_uri(config.tracking.uri, config.store)
     experiment_id = tracking.prepare(uri, config.store, config.tracking.experiment)
@@ -93,7 +93,7 @@ def of_sweep(config: DictConfig, plan: Plan, study: optuna.Study) -> Iterator[Sw
             trial_tags = {"git.commit": commit}
             if config.tracking.nested:
                 trial_tags["mlflow.parentRunId"] = tracker.run_id
-            link = tracking.comparison_link(uri, experiment_id, plan.study_name, config.store)
+            link = recorded.comparison_link(uri, experiment_id, plan.study_name, config.store)
             yield MlflowSweepRecord(tracker, plan, trial_tags, link, uri)
     finally:  # the runs of workers that were killed
         tracking.prepare(uri, config.store, config.tracking.experiment)

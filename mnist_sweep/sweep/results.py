@@ -116,6 +116,12 @@ def verdict(found: Sequence[Configuration], about: About, right: Right) -> list[
     lines = [f"{first.name} wins: {metric} {told(metric, first.scores)}{percent}{seeds}."]
     if len(found) == 1:
         return lines
+    if len(about.metrics) > 1:
+        return [
+            f"{first.name} has the best {metric}: {told(metric, first.scores)}{percent}{seeds}.",
+            f"It pays in {' and '.join(about.metrics[1:])}: the chart of the Pareto front shows what "
+            "the others give up for less.",
+        ]
     second = found[1]
     factor, unit = (100, " points") if metric.endswith("accuracy") else (1, "")
     lead = f"{factor * abs(first.score - second.score):.2g}{unit}"

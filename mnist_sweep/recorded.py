@@ -1,0 +1,174 @@
+"""What MLflow has on record: runs found again, their files and models, the pages that show them."""
+
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from urllib.parse import quote, urlparse
+from urllib.request import url2pathname
+
+from mlflow import MlflowClient
+from mlflow.entities import Run as Run
+from mlflow.exceptions import MlflowException
+from torch import nn
+
+from mnist_sweep.errors import UserError
+from mnist_sweep.tracking import retried, runs, store_uri
+
+History = dict[str, list[tuple[int, float]]]  # metric -> (epoch, value)
+
+
+def finished_runs(
+    uri: str, experiment_id: str, *, sweep: str | None, ids: Sequence[str]
+) -> list[Run]:
+    """Trained models of a sweep, the oldest first, or those of `ids`, of which all must exist."""
+    client = MlflowClient(uri)
+    if sweep is not None:
+        query = f"tags.sweep = '{sweep}' AND attributes.status = 'FINISHED'"
+        found = [
+            run for run in runs(client, experiment_id, query) if "test/loss" in run.data.metrics
+        ]
+        return found[::-1]
+    try:
+        return [client.get_run(run_id) for run_id in ids]
+    except MlflowException as error:
+        raise UserError(f"runs={list(ids)}: {str(error).splitlines()[0]}") from error
+
+
+def trial_runs(client: MlflowClient, sweep_run_id: str, sweep: str) -> list[Run]:
+    experiment_id = client.get_run(sweep_run_id).info.experiment_id
+    found = runs(client, experiment_id, f"tags.sweep = '{sweep}'")
+    return [run for run in found if "trial" in run.data.tags]
+
+
+def best_runs_of(uri: str, experiment: str, sweep: str, numbers: Sequence[int]) -> dict[int, Run]:
+    """The finished run of each of these trials, as far as they are on record, in their order."""
+    client = MlflowClient(uri)
+    known = client.get_experiment_by_name(experiment)
+    found: dict[int, Run] = {}
+    if known is None:
+        return found
+    for number in numbers:
+        query = (
+            f"tags.sweep = '{sweep}' AND tags.trial = '{number}' AND attributes.status = 'FINISHED'"
+        )
+        run = next(runs(client, known.experiment_id, query), None)
+        if run is not None:
+            found[number] = run
+    return found
+
+
+def history(uri: str, run_id: str, metrics: Sequence[str]) -> History:
+    """These metrics of a run, epoch by epoch."""
+    client = MlflowClient(uri)
+    return {
+        name: [(metric.step, metric.value) for metric in client.get_metric_history(run_id, name)]
+        for name in metrics
+    }
+
+
+def best_trials(client: MlflowClient, sweep: Run, n: int) -> list[str]:
+    """Ids of the n best finished trials of a sweep's run, by the objective that it recorded."""
+    metric = next((name for name in sweep.data.metrics if name.startswith("best/")), None)
+    if metric is None:
+        return []
+    direction = "ASC" if metric.endswith("loss") else "DESC"
+    query = (
+        f"tags.sweep = '{sweep.data.tags['sweep']}' AND tags.trial != '' "
+        f"AND attributes.status = 'FINISHED' AND metrics.`{metric}` > -1"
+    )
+    order = [f"metrics.`{metric}` {direction}"]
+    found = client.search_runs([sweep.info.experiment_id], query, max_results=n, order_by=order)
+    return [run.info.run_id for run in found]
+
+
+@contextmanager
+def artifact(uri: str, run_id: str, name: str) -> Iterator[Path]:
+    """A file that a run left, on this machine while the block lasts. Raises UserError without it."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = retried(
+                partial(MlflowClient(uri).download_artifacts, run_id, name, dst_path=folder)
+            )
+        except (MlflowException, OSError) as error:
+            raise UserError(f"run {run_id} has no {name} in MLflow: it cannot take part") from error
+        yield Path(path)
+
+
+def load_model(uri: str, run_id: str) -> nn.Module:
+    """The model that a run logged, on the CPU. Raises UserError where it logged none."""
+    import mlflow.pytorch
+
+    mlflow.set_tracking_uri(uri)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model: nn.Module = mlflow.pytorch.load_model(f"runs:/{run_id}/model")
+    except (MlflowException, OSError) as error:
+        raise UserError(f"run {run_id} has no model in MLflow: {error}") from error
+    return model
+
+
+def delete_models(client: MlflowClient, run: Run) -> None:
+    """The models that a run logged, with their files where those lie on this machine."""
+    for output in run.outputs.model_outputs if run.outputs else ():
+        try:
+            location = client.get_logged_model(output.model_id).artifact_location
+        except MlflowException:
+            continue  # deleted by an earlier call
+        client.delete_logged_model(output.model_id)
+        if location.startswith("file:"):
+            shutil.rmtree(url2pathname(urlparse(location).path), ignore_errors=True)
+
+
+def first_pages(uri: str, n_best: int) -> dict[str, str]:
+    """What to look at first: all runs, those of the last sweep, its best side by side."""
+    client = MlflowClient(uri)
+    ids = [e.experiment_id for e in client.search_experiments() if e.name != "Default"]
+    if not ids:
+        return {"all runs": "/#/experiments"}
+    found = {"all runs": runs_page(ids[0])}
+    sweeps = client.search_runs(ids, "tags.kind = 'sweep'", max_results=1)
+    if sweeps:
+        experiment_id, name = sweeps[0].info.experiment_id, sweeps[0].data.tags["sweep"]
+        found[f"sweep {name}"] = runs_page(experiment_id, name)
+        best = best_trials(client, sweeps[0], n_best)
+        if len(best) > 1:
+            found[f"its best {len(best)}"] = comparison_page(experiment_id, best)
+    return found
+
+
+def runs_page(experiment_id: str, sweep: str | None = None) -> str:
+    """The page of MLflow's UI with all runs, or the trials of a sweep, their charts beside them."""
+    page = (
+        f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    )
+    if sweep is None:
+        return page
+    # attempts that were cut short have another trial in their place
+    query = f"tags.sweep = '{sweep}' AND tags.trial != '' AND attributes.status != 'KILLED'"
+    return f"{page}&searchFilter={quote(query)}"
+
+
+def comparison_page(experiment_id: str, run_ids: Sequence[str]) -> str:
+    """The page that compares runs: parallel coordinates, scatter, their parameters side by side."""
+    runs, experiments = quote(json.dumps(list(run_ids))), quote(json.dumps([experiment_id]))
+    return f"/#/compare-runs?runs={runs}&experiments={experiments}"
+
+
+def comparison_link(uri: str, experiment_id: str, sweep: str, store: str) -> str:
+    """How to open the runs of a sweep in MLflow's UI."""
+    page = runs_page(experiment_id, sweep)
+    if uri.startswith(("http://", "https://")):
+        return uri.rstrip("/") + page
+    own = uri == store_uri(None, store)
+    server = (
+        f"python -m mnist_sweep.ui --store {store}"
+        if own
+        else f"mlflow ui --backend-store-uri {uri}"
+    )
+    return f"{server}\n  and in a browser: http://127.0.0.1:5000{page}"
