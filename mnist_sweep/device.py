@@ -29,15 +29,20 @@ def pick_device(name: str) -> torch.device:
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """The dtype of autocast, or None for plain float32.
 
-    `auto` is bf16 on CUDA devices that compute in it and float32 elsewhere: on the CPU a run is
-    then bit-identical to its repetition on any machine with the same instructions.
+    `auto` is bf16 where the device multiplies in it, a GPU or a CPU with AMX or AVX512-BF16, and
+    float32 elsewhere. The weights are float32 all the same.
     """
     if precision == "auto":
-        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if bf16 else None
+        return torch.bfloat16 if _has_bf16(device) else None
     if precision == "fp16" and device.type == "cpu":
         raise UserError("trainer.precision=fp16 needs a GPU; the CPU has fp32 and bf16")
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def describe(device: torch.device) -> str:

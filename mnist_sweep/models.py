@@ -85,6 +85,20 @@ class CNN(nn.Sequential):
             layers.append(nn.BatchNorm1d(n_classes))
         super().__init__(*layers)
 
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """In training a pool comes before the ReLU in front of it: the same function and gradient.
+
+        It leaves ReLU a quarter of the numbers, and `simple` a seventh less to do.
+        """
+        layers = list(self)
+        if self.training:
+            for i in range(1, len(layers)):
+                if isinstance(layers[i - 1], nn.ReLU) and isinstance(layers[i], nn.MaxPool2d):
+                    layers[i - 1], layers[i] = layers[i], layers[i - 1]
+        for layer in layers:
+            images = layer(images)
+        return images
+
 
 class Normalize(nn.Module):
     """Subtracts a mean and divides by a standard deviation, each a channel."""

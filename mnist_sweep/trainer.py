@@ -177,12 +177,15 @@ class Trainer:
         return self.state
 
     def evaluate(self, split: Split) -> Evaluation:
-        """Loss and probabilities of the model as it stands, of its averaged weights where it has them."""
+        """Loss and probabilities of the model as it stands, of its averaged weights where it has them.
+
+        In float32 whatever the training is in: the figures are those of the model that is saved.
+        """
         self.judged.eval()
         logits = []
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode():
             for images, _ in batches(split, EVAL_BATCH_SIZE):
-                logits.append(self.forward_judged(images).float())
+                logits.append(self.forward_judged(images))
         joined = torch.cat(logits)  # [N, n_classes]
         loss = F.cross_entropy(joined, split.labels)
         accuracy = (joined.argmax(1) == split.labels).float().mean()

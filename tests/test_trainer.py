@@ -1,5 +1,6 @@
 """The epoch loop on a model and data small enough to know what must happen."""
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from mnist_sweep import checkpoint
 from mnist_sweep.config import EarlyStoppingConfig, TrainerConfig
 from mnist_sweep.data import Dataset, Split
 from mnist_sweep.errors import UserError
+from mnist_sweep.models import CNN
 from mnist_sweep.reporting import NullReporter
 from mnist_sweep.trainer import DivergedError, NullTracker, Trainer
 
@@ -90,6 +92,48 @@ def test_fit_sees_every_training_image_once_an_epoch(tmp_path: Path) -> None:
     found = torch.cat(seen).flatten(1).sum(1).sort().values
     expected = (DATA.train.images / 255).flatten(1).sum(1).sort().values
     assert torch.allclose(found, expected)
+
+
+def test_fast_path_takes_the_steps_of_a_plain_loop(tmp_path: Path) -> None:
+    """Five epochs of four steps: channels_last, fused Adam, the pool before its ReLU."""
+    images = torch.rand(N_TRAIN, 1, 12, 12, generator=torch.Generator().manual_seed(4))
+    train = Split((images * 255).to(torch.uint8), DATA.train.labels, np.arange(N_TRAIN))
+    data = Dataset("toy", ("dark", "bright"), train, train, train, "d", (0.5,), (0.3,))
+    sizes = {"in_shape": (1, 12, 12), "n_classes": 2, "stages": [[4, 8], [8]], "head": [16]}
+    torch.manual_seed(0)
+    ours = CNN(**sizes, batch_norm=True, bias=False)  # before a batch norm its gradient is noise
+    plain = nn.Sequential(*copy.deepcopy(list(ours)))  # the layers in the order published
+    trainer = Trainer(
+        ours.to(memory_format=torch.channels_last),
+        torch.optim.Adam(ours.parameters(), fused=True, eps=1e-3),
+        None,
+        data,
+        TrainerConfig(max_epochs=5),
+        interval="epoch",
+        batch_size=16,
+        augment=None,
+        autocast_dtype=None,
+        objective="val/loss",
+        maximize=False,
+        directory=tmp_path,
+        seed=3,
+    )
+    for epoch in range(5):
+        trainer.settings.max_epochs = epoch + 1
+        trainer.fit(Journal(), NullReporter())
+        trainer.restore(tmp_path)  # fit ends with the best weights
+    optimizer = torch.optim.Adam(plain.parameters(), eps=1e-3)  # 1e-8 makes steps of noise
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(5):
+        for indices in torch.randperm(N_TRAIN, generator=generator).split(16):
+            loss = nn.functional.cross_entropy(
+                plain(train.images[indices] / 255), train.labels[indices]
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    for name, expected in plain.state_dict().items():
+        assert torch.allclose(ours.state_dict()[name], expected, atol=1e-4), name
 
 
 class Worsening(nn.Module):
