@@ -64,6 +64,19 @@ def main(task: Callable[[], Any] = task) -> None:
         sys.exit(130)
 
 
+def name_the_model() -> None:
+    """`model=` and `models=a,b` of the tools that use trained ones.
+
+    Elsewhere `model` is a config group, into which Hydra would look, and a comma makes a sweep.
+    """
+    for i, argument in enumerate(sys.argv):
+        name, _, value = argument.partition("=")
+        if name == "model":
+            sys.argv[i] = f"source='{value}'"
+        elif name == "models":
+            sys.argv[i] = f"models=[{value.strip('[]')}]"
+
+
 def _fail(message: str) -> int:
     print(f"error: {message}", file=sys.stderr)
     return 2

@@ -133,6 +133,7 @@ class TrackingConfig:
     experiment: str = "mnist_sweep"
     run_name: str | None = None
     log_model: bool = True
+    register: str | None = "mnist-sweep"  # name under which a sweep registers its best model
     # pictures of a run; null: all, and of a trial a few (learning curves, confusion matrix)
     figures: Literal["all", "few", "none"] | None = None
     nested: bool = False  # trials under the run of their sweep, which hides them from the charts
@@ -189,6 +190,52 @@ class ReportConfig:
 
 
 @dataclass
+class UseConfig:
+    """What all tools that use a trained model are told."""
+
+    # run id, models:/name@alias, directory of a run, .pt2; null: the champion, or the newest
+    source: str | None = None  # on the command line: model=...
+    allow_pickle: bool = False
+    device: str = "cpu"
+    seed: int = 0
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    store: str = "mlruns"
+
+
+@dataclass
+class PredictConfig(UseConfig):
+    format: Literal["csv", "json"] = "csv"
+    probabilities: bool = False  # of all classes, not only the best
+
+
+@dataclass
+class EvaluateConfig(UseConfig):
+    data: DataConfig = field(default_factory=DataConfig)
+    robustness: bool = True  # on shifted, rotated, noisy, blurred and inverted copies
+
+
+@dataclass
+class ExportConfig(UseConfig):
+    format: Literal["onnx", "pt2", "torchscript"] = "onnx"
+    output: str | None = None  # file; null: model.<format> where the command runs
+    data: DataConfig = field(default_factory=DataConfig)  # whose test images both are asked
+
+
+@dataclass
+class DemoConfig(UseConfig):
+    models: list[str] = field(default_factory=list)  # best runs of the last sweep, by model=
+    host: str = "127.0.0.1"
+    port: int = 7860
+    data: DataConfig = field(default_factory=DataConfig)  # for its test images
+
+
+@dataclass
+class PromoteConfig(UseConfig):
+    data: DataConfig = field(default_factory=DataConfig)
+    force: bool = False
+
+
+@dataclass
 class Config:
     model: Any = MISSING
     optimizer: Any = MISSING
@@ -218,6 +265,11 @@ def register() -> None:
         "tracking": TrackingConfig,
         "ensemble": EnsembleConfig,
         "report": ReportConfig,
+        "predict": PredictConfig,
+        "evaluate": EvaluateConfig,
+        "export": ExportConfig,
+        "promote": PromoteConfig,
+        "demo": DemoConfig,
         "sweep": SweepConfig,
     }
     for name, schema in schemas.items():

@@ -211,7 +211,7 @@ def combine(cfg: DictConfig) -> None:
                 [recorded.load_model(uri, run_id) for run_id in chosen], list(chosen.values())
             )
             example = datasets.to_float(data.test.images[:2]).numpy()
-            tracker.log_model(mixture, example, registered_name=cfg.model_name)
+            tracker.log_model(mixture, example, data.classes, registered_name=cfg.model_name)
             log.info("registered as model %s", cfg.model_name)
 
 

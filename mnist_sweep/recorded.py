@@ -11,9 +11,11 @@ from pathlib import Path
 from urllib.parse import quote, urlparse
 from urllib.request import url2pathname
 
+import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run as Run
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 from torch import nn
 
 from mnist_sweep.errors import UserError
@@ -97,6 +99,61 @@ def artifact(uri: str, run_id: str, name: str) -> Iterator[Path]:
         except (MlflowException, OSError) as error:
             raise UserError(f"run {run_id} has no {name} in MLflow: it cannot take part") from error
         yield Path(path)
+
+
+@contextmanager
+def model_folder(uri: str, model_uri: str) -> Iterator[tuple[Path, Model]]:
+    """A logged or registered model on this machine while the block lasts, and what is known of it.
+
+    Raises UserError where there is none.
+    """
+    mlflow.set_tracking_uri(uri)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=folder))
+            about = Model.load(path)
+        except (MlflowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"no model {model_uri} in {uri}: {reason}") from error
+        yield path, about
+
+
+def best_of_last_sweep(uri: str, models: Sequence[str]) -> dict[str, str]:
+    """The id of the best run of each model in the last sweep. Raises UserError where one is missing."""
+    client = MlflowClient(uri)
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    sweeps = client.search_runs(experiments, "tags.kind = 'sweep'", max_results=1)
+    if not sweeps:
+        raise UserError(f"no sweep in {uri}; python -m mnist_sweep -m model={','.join(models)}")
+    sweep, found = sweeps[0].data.tags["sweep"], {}
+    for model in models:
+        query = (
+            f"tags.sweep = '{sweep}' AND tags.model = '{model}' AND attributes.status = 'FINISHED'"
+        )
+        order = ["metrics.`best/val/accuracy` DESC"]
+        runs_ = client.search_runs(experiments, query, order_by=order, max_results=1)
+        if not runs_:
+            raise UserError(f"models={model}: the last sweep, {sweep}, has no finished run of it")
+        found[model] = runs_[0].info.run_id
+    return found
+
+
+def newest_run(uri: str) -> str | None:
+    """Id of the newest finished run that logged a model."""
+    client = MlflowClient(uri)
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    for run in client.search_runs(experiments, "attributes.status = 'FINISHED'", max_results=50):
+        if run.outputs and run.outputs.model_outputs:
+            return str(run.info.run_id)
+    return None
+
+
+def load_pickle(folder: Path) -> nn.Module:
+    """Runs whatever code the file holds."""
+    import mlflow.pytorch
+
+    model: nn.Module = mlflow.pytorch.load_model(str(folder), map_location="cpu")
+    return model.eval()
 
 
 def load_model(uri: str, run_id: str) -> nn.Module:

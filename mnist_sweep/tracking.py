@@ -7,7 +7,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -173,13 +173,18 @@ class MlflowTracker:
             retried(partial(self.client.log_artifacts, self.run_id, folder))
 
     def log_model(
-        self, model: nn.Module, example: NDArray[np.float32], registered_name: str | None = None
+        self,
+        model: nn.Module,
+        example: NDArray[np.float32],
+        classes: Sequence[str],
+        registered_name: str | None = None,
     ) -> None:
         """As pt2, which loads without our package and runs no code from its file.
 
         Args:
             model: on the CPU, in eval mode.
             example: [B, C, H, W] pixels in 0..1; B at least 2, or the batch size is frozen.
+            classes: their names in label order, kept with the model.
             registered_name: entry of MLflow's model registry that gets a new version.
         """
         import mlflow.pytorch
@@ -196,6 +201,7 @@ class MlflowTracker:
                 input_example=example,
                 signature=ModelSignature(Schema([batch]), Schema([logits])),
                 serialization_format="pt2",
+                metadata={"classes": list(classes)},
                 # without it MLflow starts a process to guess them: 5 to 9 s
                 pip_requirements=[f"{p}=={provenance.package_versions()[p]}" for p in ("torch",)],
             )

@@ -68,7 +68,7 @@ def train(cfg: DictConfig) -> float:
             tracker.log_artifacts(partial(produce, pictures=which_pictures(cfg)))
             if cfg.tracking.log_model:
                 example = datasets.to_float(data.val.images[:2].cpu()).numpy()
-                tracker.log_model(model.cpu().eval(), example)
+                tracker.log_model(model.cpu().eval(), example, data.classes)
         summary["run_s"] = time.monotonic() - started
         tracker.log_metrics(summary, step=fit.epoch)
         REPORTER.get().finish(summary)

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -49,7 +49,9 @@ class Tracker(Protocol):
     def log_artifacts(self, write: Callable[[Path], None]) -> None:
         """Keeps the files that `write` puts into the folder it is given."""
 
-    def log_model(self, model: nn.Module, example: NDArray[np.float32]) -> None: ...
+    def log_model(
+        self, model: nn.Module, example: NDArray[np.float32], classes: Sequence[str]
+    ) -> None: ...
 
 
 class NullTracker:
@@ -64,7 +66,9 @@ class NullTracker:
     def log_artifacts(self, write: Callable[[Path], None]) -> None:
         pass
 
-    def log_model(self, model: nn.Module, example: NDArray[np.float32]) -> None:
+    def log_model(
+        self, model: nn.Module, example: NDArray[np.float32], classes: Sequence[str]
+    ) -> None:
         pass
 
 
@@ -218,7 +222,8 @@ class Trainer:
         if improved := score > state.best_score + self.settings.early_stopping.min_delta:
             state.best_epoch, state.best_score, state.bad_epochs = state.epoch, score, 0
             weights = {"model": self.judged.state_dict(), "epoch": state.epoch}
-            checkpoint.save(self.directory / checkpoint.BEST, weights)
+            about = {"classes": list(self.data.classes), "shape": list(self.data.shape)}
+            checkpoint.save(self.directory / checkpoint.BEST, {**weights, **about})
         else:
             state.bad_epochs += 1
         if isinstance(self.schedule, ReduceLROnPlateau):

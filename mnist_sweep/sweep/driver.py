@@ -91,6 +91,7 @@ def sweep(
         if settings.top_k is not None:
             _drop_models(study, settings.top_k, sweep_record)
         sweep_record.finish(study)
+        sweep_record.register_best(study)
         page = _report(study, plan, config, sweep_record) if settings.report else None
     return _conclude(study, plan, config, sweep_record.link, page)
 

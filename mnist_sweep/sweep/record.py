@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
 
 from mnist_sweep import provenance
+from mnist_sweep.sweep import results
 from mnist_sweep.sweep.storage import count, trials
 from mnist_sweep.sweep.worker import Plan
 
@@ -30,6 +31,9 @@ class SweepRecord:
     def finish(self, study: optuna.Study) -> None:
         pass
 
+    def register_best(self, study: optuna.Study) -> None:
+        """The best trial's model in MLflow's registry, as `tracking.register` says."""
+
     def keep_report(self, folder: Path) -> None:
         """A copy of all files of this folder."""
 
@@ -39,10 +43,17 @@ class SweepRecord:
 
 class MlflowSweepRecord(SweepRecord):
     def __init__(
-        self, tracker: Any, plan: Plan, trial_tags: Mapping[str, str], link: str, uri: str
+        self,
+        tracker: Any,
+        plan: Plan,
+        config: DictConfig,
+        *,
+        trial_tags: Mapping[str, str],
+        link: str,
+        uri: str,
     ) -> None:
-        self.tracker, self.plan, self.trial_tags = tracker, plan, trial_tags
-        self.link, self.uri = link, uri
+        self.tracker, self.plan, self.config = tracker, plan, config
+        self.trial_tags, self.link, self.uri = trial_tags, link, uri
 
     def finish(self, study: optuna.Study) -> None:
         found = trials(study)
@@ -51,6 +62,20 @@ class MlflowSweepRecord(SweepRecord):
         if states["complete"] and len(self.plan.metrics) == 1:
             metrics[f"best/{self.plan.metrics[0]}"] = study.best_value
         self.tracker.log_metrics(metrics, step=0)
+
+    def register_best(self, study: optuna.Study) -> None:
+        from mnist_sweep import recorded, registry
+
+        settings = self.config.tracking
+        if settings.register is None or not (found := results.ranked(study)):
+            return
+        best = found[0].trials[0].number
+        sweep = self.plan.study_name
+        assert self.uri is not None
+        run = recorded.best_runs_of(self.uri, settings.experiment, sweep, [best]).get(best)
+        version = registry.register(self.uri, settings.register, run, sweep) if run else None
+        if version is not None:
+            log.info("registered as %s version %s, the challenger", version.name, version.version)
 
     def keep_report(self, folder: Path) -> None:
         self.tracker.log_artifacts(partial(shutil.copytree, folder, dirs_exist_ok=True))
@@ -94,7 +119,9 @@ def of_sweep(config: DictConfig, plan: Plan, study: optuna.Study) -> Iterator[Sw
             if config.tracking.nested:
                 trial_tags["mlflow.parentRunId"] = tracker.run_id
             link = recorded.comparison_link(uri, experiment_id, plan.study_name, config.store)
-            yield MlflowSweepRecord(tracker, plan, trial_tags, link, uri)
+            yield MlflowSweepRecord(
+                tracker, plan, config, trial_tags=trial_tags, link=link, uri=uri
+            )
     finally:  # the runs of workers that were killed
         tracking.prepare(uri, config.store, config.tracking.experiment)
 

@@ -1,0 +1,51 @@
+"""Draw, and see what the models say: `python -m mnist_sweep.demo [model=...] [models=simple,vgg]`."""
+
+import logging
+
+import hydra
+import uvicorn
+from omegaconf import DictConfig
+
+from mnist_sweep import app, config, recorded, tracking
+from mnist_sweep.demo.server import make_app
+from mnist_sweep.errors import UserError
+from mnist_sweep.loading import Loaded, data_of, load
+from mnist_sweep.ui import free_port
+
+log = logging.getLogger("mnist_sweep.demo")  # not __main__, of which Hydra shows nothing
+
+
+def demo(cfg: DictConfig) -> None:
+    models = chosen(cfg)
+    shapes = {model.shape for _, model in models}
+    if len(shapes) > 1:
+        raise UserError(f"the models take different images: {sorted(shapes)}")
+    served = make_app(models, data_of(cfg, models[0][1]))
+    port = free_port(cfg.port)
+    log.info("draw on http://%s:%d  (Ctrl-C ends it)", cfg.host, port)
+    uvicorn.run(served, host=cfg.host, port=port, log_level="warning")
+
+
+def chosen(cfg: DictConfig) -> list[tuple[str, Loaded]]:
+    """The model that is asked for, or the best run of each of `models` in the last sweep."""
+    if not cfg.models:
+        model = load(cfg)
+        return [(model.origin.name, model)]
+    uri = tracking.store_uri(cfg.tracking.uri, cfg.store)
+    runs = recorded.best_of_last_sweep(uri, list(cfg.models))
+    return [(name, load(cfg, run_id)) for name, run_id in runs.items()]
+
+
+@hydra.main(config_path=str(config.CONF_DIR), config_name="demo")
+def task(cfg: DictConfig) -> None:
+    with app.mistakes_told():
+        demo(cfg)
+
+
+def main() -> None:
+    app.name_the_model()
+    app.main(task)
+
+
+if __name__ == "__main__":
+    main()

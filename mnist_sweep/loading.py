@@ -1,0 +1,172 @@
+"""A trained model from wherever it lies, ready to be asked. Runs no code from its file."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra.core.hydra_config import HydraConfig
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from mnist_sweep import checkpoint, config, models, recorded, registry, tracking
+from mnist_sweep.data import Dataset
+from mnist_sweep.errors import UserError
+from mnist_sweep.train import load_data
+
+ABOUT = "mnist_sweep.json"  # inside an exported .pt2
+BATCH_SIZE = 125  # stays in a CPU's cache
+TRAIN_ONE = "python -m mnist_sweep trains one"
+
+
+@dataclass(frozen=True)
+class Origin:
+    name: str  # as it was asked for
+    run_id: str | None  # in MLflow
+    n_bytes: int  # of its file
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model on the CPU, in eval mode: pixels [N, C, H, W] in 0..1 -> logits [N, n_classes]."""
+
+    model: nn.Module
+    shape: tuple[int, int, int]  # (C, H, W)
+    classes: tuple[str, ...]
+    origin: Origin
+
+    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """[N, n_classes] for images [N, C, H, W]."""
+        found = []
+        with torch.inference_mode():
+            for first in range(0, len(images), BATCH_SIZE):
+                batch = torch.from_numpy(images[first : first + BATCH_SIZE]).float() / 255
+                found.append(self.model(batch).softmax(1).numpy())
+        return np.concatenate(found) if found else np.zeros((0, len(self.classes)), np.float32)
+
+
+def load(cfg: DictConfig, source: str | None = None) -> Loaded:
+    """The model that `source`, or else `cfg.source`, names.
+
+    A run's id, models:/name@alias, models:/name/version, a checkpoint or the directory of a run, an
+    exported .pt2. None: the champion, else the challenger, else the newest run's.
+
+    Raises:
+        UserError: there is none, or it is a pickle and `cfg.allow_pickle` is not set.
+    """
+    uri = tracking.store_uri(cfg.tracking.uri, cfg.store)
+    name = source or cfg.source or _first_choice(uri, cfg)
+    path = Path(name)
+    if path.is_dir() or path.name == checkpoint.BEST:
+        return _from_checkpoint(path if path.is_dir() else path.parent)
+    if path.suffix == ".pt2":
+        return _from_pt2(path, name)
+    if name.startswith("models:/"):
+        return _from_mlflow(uri, name, name, allow_pickle=cfg.allow_pickle)
+    if re.fullmatch("[0-9a-f]{32}", name):
+        return _from_mlflow(uri, f"runs:/{name}/model", name, allow_pickle=cfg.allow_pickle)
+    raise UserError(
+        f"model={name}: expected a run's id, models:/name@alias, a run's directory, its "
+        f"{checkpoint.BEST}, or an exported .pt2"
+    )
+
+
+def data_of(cfg: DictConfig, loaded: Loaded) -> Dataset:
+    """`cfg.data`; where the command names none, what the model was trained on, as far as is known."""
+    named = any(o.lstrip("+").startswith("data") for o in HydraConfig.get().overrides.task)
+    if not named and loaded.origin.run_id is not None:
+        uri = tracking.store_uri(cfg.tracking.uri, cfg.store)
+        with recorded.artifact(uri, loaded.origin.run_id, "config.yaml") as path:
+            found = OmegaConf.load(path)
+        if "data" in found:  # an ensemble has none
+            return load_data(found.data)
+    return load_data(cfg.data)
+
+
+def check_fits(model: Loaded, data: Dataset) -> None:
+    """Raises UserError where the model takes other images, or knows another number of classes."""
+    if model.shape != data.shape or len(model.classes) != len(data.classes):
+        raise UserError(
+            f"model={model.origin.name} takes {list(model.shape)} and knows {len(model.classes)} "
+            f"classes; data={data.name} has {list(data.shape)} and {len(data.classes)}"
+        )
+
+
+def _first_choice(uri: str, cfg: DictConfig) -> str:
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise UserError(f"no trained model under store={cfg.store}; {TRAIN_ONE}")
+    name = cfg.tracking.register
+    for alias in (registry.CHAMPION, registry.CHALLENGER) if name else ():
+        if registry.by_alias(uri, name, alias):
+            return f"models:/{name}@{alias}"
+    run_id = recorded.newest_run(uri)
+    if run_id is None:
+        raise UserError(f"no trained model in {uri}; {TRAIN_ONE}")
+    return run_id
+
+
+def _from_mlflow(uri: str, model_uri: str, name: str, *, allow_pickle: bool) -> Loaded:
+    with recorded.model_folder(uri, model_uri) as (folder, about):
+        file = folder / "data" / "model.pt2"
+        model: nn.Module
+        if file.exists():
+            model = torch.export.load(file).module()
+        elif allow_pickle:
+            model = recorded.load_pickle(folder)
+        else:
+            raise UserError(
+                f"model={name} is a pickle, which can run any code when it is loaded; "
+                "allow_pickle=true if you trust where it comes from"
+            )
+        if about.signature is None:
+            raise UserError(f"model={name} does not say what images it takes: no signature")
+        shape = tuple(about.signature.inputs.inputs[0].shape[1:])
+        classes = (about.metadata or {}).get("classes")
+        size = about.model_size_bytes or 0
+    return _loaded(model, shape, classes, Origin(name, about.run_id, size))
+
+
+def _from_checkpoint(directory: Path) -> Loaded:
+    settings = directory / ".hydra" / "config.yaml"
+    if not settings.is_file():
+        raise UserError(f"{settings} is not there: {directory} is not the directory of a run")
+    saved = checkpoint.load(directory / checkpoint.BEST)
+    if "shape" not in saved:
+        raise UserError(f"{directory / checkpoint.BEST} is of an earlier version; train it again")
+    shape, classes = saved["shape"], saved["classes"]
+    cfg = OmegaConf.load(settings)
+    net = config.build(cfg.model, in_shape=tuple(shape), n_classes=len(classes))
+    model = models.Classifier(net, [0.0] * shape[0], [1.0] * shape[0])
+    model.load_state_dict(saved["model"])
+    size = (directory / checkpoint.BEST).stat().st_size
+    return _loaded(model.eval(), shape, classes, Origin(str(directory), None, size))
+
+
+def _from_pt2(path: Path, name: str) -> Loaded:
+    if not path.is_file():
+        raise UserError(f"model={path}: no such file")
+    extra = {ABOUT: ""}
+    try:
+        program = torch.export.load(path, extra_files=extra)
+        about = json.loads(extra[ABOUT])
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"model={path}: no .pt2 of mnist_sweep.export") from error
+    origin = Origin(name, None, path.stat().st_size)
+    return _loaded(program.module(), about["shape"], about["classes"], origin)
+
+
+def _loaded(
+    model: nn.Module, shape: Sequence[int], classes: Sequence[str] | None, origin: Origin
+) -> Loaded:
+    if len(shape) != 3:
+        raise UserError(f"model={origin.name} takes {list(shape)}, no images [C, H, W]")
+    channels, height, width = shape
+    if classes is None:  # of a model that others logged
+        with torch.inference_mode():
+            n_classes = model(torch.zeros(2, *shape)).shape[1]
+        classes = [str(i) for i in range(n_classes)]
+    return Loaded(model, (channels, height, width), tuple(classes), origin)

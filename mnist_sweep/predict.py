@@ -1,0 +1,115 @@
+"""Classes of image files: `python -m mnist_sweep.predict [model=...] image.png folder/ ...`.
+
+CSV or JSON (`format=json`) on standard output, one line a file; `probabilities=true` for all classes.
+"""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+
+from mnist_sweep import app, config
+from mnist_sweep.errors import UserError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
+BATCH = 500  # files that are read before the model is asked
+THREADS = 4  # Pillow reads outside of Python's lock
+
+
+def files(paths: Sequence[str]) -> list[Path]:
+    """The named files, and of folders all pictures in them. Raises UserError where that is none."""
+    found = []
+    for name in paths:
+        path = Path(name)
+        if path.is_dir():
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        else:
+            found.append(path)  # named: told of if it cannot be read
+    if not found:
+        raise UserError("expected image files or folders of them")
+    return found
+
+
+def predict(cfg: DictConfig, paths: Sequence[str]) -> int:
+    """Print the predictions; returns the number of files that could not be read."""
+    named = files(paths)  # before torch is imported
+    from mnist_sweep.loading import load
+
+    model = load(cfg)
+    classes = [f"p({c})" for c in model.classes] if cfg.probabilities else []
+    writer = csv.DictWriter(
+        sys.stdout, ["file", "class", "probability", *classes], lineterminator="\n"
+    )
+    if cfg.format == "csv":
+        writer.writeheader()
+    n_unreadable = 0
+    for good, images, bad in read_all(named, model.shape):
+        for path, error in bad:
+            print(f"error: {path}: {error}", file=sys.stderr)
+        n_unreadable += len(bad)
+        for path, found in zip(good, model.probabilities(images), strict=True):
+            best = int(found.argmax())
+            shares = [round(float(p), 4) for p in found]
+            row: dict[str, Any] = {"file": str(path), "class": model.classes[best]}
+            row |= {"probability": shares[best], **dict(zip(classes, shares, strict=False))}
+            if cfg.format == "csv":
+                writer.writerow(row)
+            else:
+                print(json.dumps(row))
+    return n_unreadable
+
+
+Batch = tuple[list[Path], NDArray[np.uint8], list[tuple[Path, UserError]]]
+
+
+def read_all(named: Sequence[Path], shape: tuple[int, int, int]) -> Iterator[Batch]:
+    """The files that could be read, their images [N, C, H, W], and those that could not, by and by."""
+    from mnist_sweep.images import read
+
+    def attempt(path: Path) -> NDArray[np.uint8] | UserError:
+        try:
+            return read(path, shape)
+        except UserError as error:
+            return error
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for first in range(0, len(named), BATCH):
+            batch = named[first : first + BATCH]
+            found = list(zip(batch, pool.map(attempt, batch), strict=True))
+            good = [(p, image) for p, image in found if not isinstance(image, UserError)]
+            images = np.zeros((len(good), *shape), np.uint8)
+            for i, (_, image) in enumerate(good):
+                images[i] = image
+            yield (
+                [p for p, _ in good],
+                images,
+                [(p, e) for p, e in found if isinstance(e, UserError)],
+            )
+
+
+def main() -> None:
+    app.name_the_model()
+    paths = [
+        a for a in sys.argv[1:] if not a.startswith("-") and ("=" not in a or Path(a).exists())
+    ]
+    sys.argv[1:] = [a for a in sys.argv[1:] if a not in paths]
+
+    @hydra.main(config_path=str(config.CONF_DIR), config_name="predict")
+    def task(cfg: DictConfig) -> None:
+        with app.mistakes_told():
+            if predict(cfg, paths):
+                sys.exit(1)
+
+    app.main(task)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Challenger against champion on the same test images: `python -m mnist_sweep.promote [force=true]`."""
+
+import logging
+import statistics
+import time
+
+import hydra
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from rich.table import Table
+
+from mnist_sweep import app, config, console, metrics, registry, tracking
+from mnist_sweep.data import Split
+from mnist_sweep.errors import UserError
+from mnist_sweep.loading import Loaded, check_fits, data_of, load
+
+log = logging.getLogger("mnist_sweep.promote")  # not __main__, of which Hydra shows nothing
+
+NOISE = 0.05  # p-value above which the challenger's lead counts as noise
+CALLS = 30  # of one image, whose median is the latency
+
+
+def promote(cfg: DictConfig) -> None:
+    """Move the alias `champion` to the challenger if that is better by more than noise, or by force."""
+    uri, name = tracking.store_uri(cfg.tracking.uri, cfg.store), cfg.tracking.register
+    challenger = registry.by_alias(uri, name, registry.CHALLENGER)
+    if challenger is None:
+        raise UserError(
+            f"no challenger of {name} in {uri}; a sweep registers its best model as one"
+        )
+    champion = registry.by_alias(uri, name, registry.CHAMPION)
+    if champion is not None and champion.version == challenger.version:
+        log.info("%s version %s is the champion already", name, champion.version)
+        return
+    versions = {registry.CHAMPION: champion, registry.CHALLENGER: challenger}
+    loaded = {
+        alias: load(cfg, f"models:/{name}/{version.version}")
+        for alias, version in versions.items()
+        if version is not None
+    }
+    data = data_of(cfg, loaded[registry.CHALLENGER])
+    right = {}
+    for alias, model in loaded.items():
+        check_fits(model, data)
+        predicted = model.probabilities(data.test.images.numpy()).argmax(1)
+        right[alias] = predicted == data.test.labels.numpy()
+    log.info(_table(loaded, right, data.test, data.name))
+    if champion is None:
+        wins, why = True, "there was no champion yet"
+    else:
+        old, new = right[registry.CHAMPION], right[registry.CHALLENGER]
+        p = metrics.mcnemar(old, new)
+        wins, why = (
+            bool(new.mean() > old.mean() and p < NOISE),
+            f"McNemar's exact test: p = {p:.2g}",
+        )
+    if wins or cfg.force:
+        registry.promote(uri, challenger)
+        log.info("%s version %s is now the champion (%s)", name, challenger.version, why)
+    else:
+        log.info("the champion stays (%s); force=true moves the alias all the same", why)
+
+
+def _table(
+    loaded: dict[str, Loaded], right: dict[str, NDArray[np.bool_]], test: Split, data: str
+) -> str:
+    title = f"{len(test):,} test images of {data}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in ("", "model", "test %", "right alone", "ms an image", "MB"):
+        table.add_column(column)
+    for alias, model in loaded.items():
+        others = [found for other, found in right.items() if other != alias]
+        table.add_row(
+            alias,
+            model.origin.name,
+            f"{100 * right[alias].mean():.2f}",
+            f"{int((right[alias] & ~others[0]).sum()):,}" if others else "",
+            f"{latency_ms(model, test.images[:1].numpy()):.2f}",
+            f"{model.origin.n_bytes / 1e6:.2f}",
+        )
+    return console.as_text(table)
+
+
+def latency_ms(model: Loaded, image: NDArray[np.uint8]) -> float:
+    """Median of some calls with one image [1, C, H, W]."""
+    seconds = []
+    for _ in range(CALLS + 1):
+        started = time.perf_counter()
+        model.probabilities(image)
+        seconds.append(time.perf_counter() - started)
+    return 1000 * statistics.median(seconds[1:])
+
+
+@hydra.main(config_path=str(config.CONF_DIR), config_name="promote")
+def task(cfg: DictConfig) -> None:
+    with app.mistakes_told():
+        promote(cfg)
+
+
+def main() -> None:
+    app.main(task)
+
+
+if __name__ == "__main__":
+    main()
