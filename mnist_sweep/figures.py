@@ -329,3 +329,25 @@ def trade_off(
         )
         axes.legend(frameon=False)
     return figure
+
+
+def robustness(
+    accuracy: Mapping[str, Mapping[float, float]], units: Mapping[str, str], plain: float
+) -> Figure:
+    """Accuracy by kind of change and its strength, against that of the images as they are."""
+    curves = {name: found for name, found in accuracy.items() if len(found) > 1}
+    with rc_context(STYLE):
+        figure = Figure(figsize=(3 * len(curves), 3.4), layout="constrained")
+        for axes, (name, found) in zip(
+            figure.subplots(1, len(curves), sharey=True), curves.items(), strict=True
+        ):
+            strengths = [0.0, *found]
+            axes.plot(strengths, [100 * a for a in (plain, *found.values())], "o-", color=BLUE)
+            axes.axhline(100 * plain, color=ORANGE, linestyle="--")
+            axes.set(xlabel=units[name], title=name)
+        figure.axes[0].set(ylabel="accuracy (%)", ylim=(0, 103))
+        single = [
+            f"{n}: {100 * a:.1f} %" for n, f in accuracy.items() if len(f) == 1 for a in f.values()
+        ]
+        figure.suptitle("; ".join(["Right on changed test images (dashed: as they are)", *single]))
+    return figure

@@ -27,7 +27,7 @@ def read(source: Path | BinaryIO, shape: Sequence[int]) -> NDArray[np.uint8]:
             if picture.width * picture.height > MAX_PIXELS:
                 size = f"{picture.width} x {picture.height} pixels"
                 raise UserError(f"{size} are more than {MAX_PIXELS:,}")
-            upright = ImageOps.exif_transpose(picture)
+            upright = _eight_bits(ImageOps.exif_transpose(picture))
             upright.thumbnail((WORKING_SIZE, WORKING_SIZE))
             if tuple(shape) == (1, SIZE, SIZE):
                 return prepare(as_grey(upright))[None]
@@ -38,6 +38,15 @@ def read(source: Path | BinaryIO, shape: Sequence[int]) -> NDArray[np.uint8]:
         raise UserError(f"more than {MAX_PIXELS:,} pixels") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise UserError(f"no picture that can be read ({type(error).__name__})") from error
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    if not picture.mode.startswith(("I", "F")):
+        return picture
+    deep = np.asarray(picture, np.float32)  # 16 bits and more: Pillow itself would cut them off
+    return Image.fromarray(
+        (255 * deep / max(float(deep.max()), 1e-6)).clip(0, 255).astype(np.uint8)
+    )
 
 
 def as_grey(picture: Image.Image) -> NDArray[np.float32]:

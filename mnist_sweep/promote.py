@@ -3,6 +3,8 @@
 import logging
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import hydra
 import numpy as np
@@ -18,7 +20,7 @@ from mnist_sweep.loading import Loaded, check_fits, data_of, load
 log = logging.getLogger("mnist_sweep.promote")  # not __main__, of which Hydra shows nothing
 
 NOISE = 0.05  # p-value above which the challenger's lead counts as noise
-CALLS = 30  # of one image, whose median is the latency
+CALLS = 30  # whose median is the latency
 
 
 def promote(cfg: DictConfig) -> None:
@@ -76,18 +78,18 @@ def _table(
             model.origin.name,
             f"{100 * right[alias].mean():.2f}",
             f"{int((right[alias] & ~others[0]).sum()):,}" if others else "",
-            f"{latency_ms(model, test.images[:1].numpy()):.2f}",
+            f"{median_ms(model.probabilities, test.images[:1].numpy()):.2f}",
             f"{model.origin.n_bytes / 1e6:.2f}",
         )
     return console.as_text(table)
 
 
-def latency_ms(model: Loaded, image: NDArray[np.uint8]) -> float:
-    """Median of some calls with one image [1, C, H, W]."""
+def median_ms(ask: Callable[[NDArray[Any]], Any], images: NDArray[Any]) -> float:
+    """Milliseconds of one call, after one that warms up."""
     seconds = []
     for _ in range(CALLS + 1):
         started = time.perf_counter()
-        model.probabilities(image)
+        ask(images)
         seconds.append(time.perf_counter() - started)
     return 1000 * statistics.median(seconds[1:])
 

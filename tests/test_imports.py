@@ -13,7 +13,7 @@ LEAVES = (
     *("device", "interrupt", "provenance", "reporting"),
 )
 OWNERS = {
-    "mlflow": ("tracking", "recorded", "benchmark"),
+    "mlflow": ("tracking", "recorded", "registry", "benchmark"),
     "optuna": ("sweep", "report", "benchmark"),
     "matplotlib": ("figures",),
 }

@@ -30,7 +30,9 @@ def chosen(cfg: DictConfig) -> list[tuple[str, Loaded]]:
     """The model that is asked for, or the best run of each of `models` in the last sweep."""
     if not cfg.models:
         model = load(cfg)
-        return [(model.origin.name, model)]
+        run_id = model.origin.run_id
+        name = f"run {run_id[:8]}" if model.origin.name == run_id else model.origin.name
+        return [(name, model)]
     uri = tracking.store_uri(cfg.tracking.uri, cfg.store)
     runs = recorded.best_of_last_sweep(uri, list(cfg.models))
     return [(name, load(cfg, run_id)) for name, run_id in runs.items()]

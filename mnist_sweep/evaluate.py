@@ -1,0 +1,182 @@
+"""How good a trained model is on any data: `python -m mnist_sweep.evaluate [model=...] [data=...]`."""
+
+import csv
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import hydra
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from rich.table import Table
+from torchvision.transforms import functional as F
+
+from mnist_sweep import app, config, console, figures, interrupt, metrics, tracking
+from mnist_sweep.data import Dataset
+from mnist_sweep.loading import check_fits, data_of, load
+
+log = logging.getLogger("mnist_sweep.evaluate")  # not __main__, of which Hydra shows nothing
+
+Change = Callable[[torch.Tensor, float], torch.Tensor]  # images [N, C, H, W] in 0..1, strength
+
+
+def _noisy(images: torch.Tensor, strength: float) -> torch.Tensor:
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    return (images + strength * noise).clamp(0, 1)
+
+
+def _shifted(images: torch.Tensor, strength: float) -> torch.Tensor:
+    changed: torch.Tensor = F.affine(images, 0, [int(strength), 0], 1, [0, 0])
+    return changed
+
+
+def _rotated(images: torch.Tensor, strength: float) -> torch.Tensor:
+    changed: torch.Tensor = F.rotate(images, strength)
+    return changed
+
+
+def _blurred(images: torch.Tensor, strength: float) -> torch.Tensor:
+    changed: torch.Tensor = F.gaussian_blur(images, [7, 7], [strength, strength])
+    return changed
+
+
+# What is done to the images, in which unit, and how much of it.
+CHANGES: Mapping[str, tuple[str, Change, tuple[float, ...]]] = {
+    "shifted": ("pixels to the right", _shifted, (1, 2, 4, 6)),
+    "rotated": ("degrees", _rotated, (10, 20, 30, 45)),
+    "noisy": ("standard deviation", _noisy, (0.1, 0.2, 0.4, 0.6)),
+    "blurred": ("sigma in pixels", _blurred, (0.5, 1, 1.5, 2)),
+    "inverted": ("", lambda images, _: 1 - images, (1,)),
+}
+Robustness = dict[str, dict[float, float]]  # change -> strength -> accuracy
+
+
+def evaluate(cfg: DictConfig) -> None:
+    """Print and record what the model makes of the test images."""
+    model = load(cfg)
+    data = data_of(cfg, model)
+    check_fits(model, data)
+    labels = data.test.labels.numpy()
+
+    def accuracy(images: torch.Tensor) -> float:
+        pixels = (images * 255).round().to(torch.uint8).numpy()
+        return metrics.accuracy(model.probabilities(pixels), labels)
+
+    probabilities = model.probabilities(data.test.images.numpy())
+    found = summary(probabilities, labels)
+    log.info("%s on %s test images of %s", model.origin.name, f"{len(labels):,}", data.name)
+    log.info("accuracy %.2f %%, loss %.4f, calibration error %.4f", 100 * found["test/accuracy"],
+             found["test/loss"], found["test/ece"])  # fmt: skip
+    matrix = metrics.confusion_matrix(probabilities.argmax(1), labels, len(data.classes))
+    log.info(_per_class(matrix, data))
+    robustness: Robustness = {}
+    if cfg.robustness:
+        images = data.test.images.float() / 255
+        robustness = {
+            name: {strength: accuracy(change(images, strength)) for strength in strengths}
+            for name, (_, change, strengths) in CHANGES.items()
+        }
+        log.info(_as_table(robustness))
+    uri = tracking.store_uri(cfg.tracking.uri, cfg.store)
+    if not cfg.tracking.enabled:
+        return
+    experiment_id = tracking.prepare(uri, cfg.store, cfg.tracking.experiment)
+    tags = {"kind": "evaluation", "data": data.name, "data.sha256": data.digest}
+    tags |= {"of": model.origin.name, "of.run_id": model.origin.run_id or ""}
+    produce = partial(
+        _write, matrix=matrix, data=data, probabilities=probabilities, robustness=robustness
+    )
+    with (
+        interrupt.obeyed(),
+        tracking.start_run(
+            uri, experiment_id, name=f"on {data.name}", tags=tags, params=config.flatten(cfg)
+        ) as tracker,
+    ):
+        tracker.log_metrics({**found, **_flat(robustness)}, step=0)
+        tracker.log_artifacts(produce)
+        log.info("recorded as run %s", tracker.run_id)
+
+
+def summary(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
+    true = np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12)
+    return {
+        "test/accuracy": metrics.accuracy(probabilities, labels),
+        "test/loss": float(-np.log(true).mean()),
+        "test/ece": metrics.calibration(probabilities, labels)[1],
+    }
+
+
+def _per_class(matrix: NDArray[np.int64], data: Dataset) -> str:
+    table = Table(box=None, pad_edge=False)
+    scores = metrics.per_class(matrix)
+    for column in ("class", "images", *(f"{name} %" for name in scores), "most often taken for"):
+        table.add_column(column)
+    for i, name in enumerate(data.classes):
+        row = matrix[i].copy()
+        row[i] = 0
+        other = f"{data.classes[int(row.argmax())]} ({row.max()})" if row.any() else ""
+        shown = [f"{100 * values[i]:.1f}" for values in scores.values()]
+        table.add_row(name, str(matrix[i].sum()), *shown, other)
+    return console.as_text(table)
+
+
+def _as_table(robustness: Robustness) -> str:
+    table = Table(box=None, pad_edge=False)
+    for column in ("test images", "", "accuracy %"):
+        table.add_column(column)
+    for name, found in robustness.items():
+        for strength, accuracy in found.items():
+            unit = CHANGES[name][0]
+            table.add_row(name, f"{strength:g} {unit}" if unit else "", f"{100 * accuracy:.2f}")
+    return console.as_text(table)
+
+
+def _flat(robustness: Robustness) -> dict[str, float]:
+    return {
+        f"robustness/{name}/{strength:g}": accuracy
+        for name, found in robustness.items()
+        for strength, accuracy in found.items()
+    }
+
+
+def _write(
+    folder: Path,
+    *,
+    matrix: NDArray[np.int64],
+    data: Dataset,
+    probabilities: NDArray[np.float32],
+    robustness: Robustness,
+) -> None:
+    n_wrong = int(matrix.sum() - matrix.trace())
+    title = f"{n_wrong} of {matrix.sum():,} test images of {data.name} are taken for another"
+    figures.confusion_matrix(matrix, data.classes, title).savefig(folder / "confusion_matrix.png")
+    labels = data.test.labels.numpy()
+    figures.calibration(probabilities, labels).savefig(folder / "calibration.png")
+    (folder / "confusion_matrix.csv").write_text(metrics.confusion_csv(matrix, data.classes))
+    if not robustness:
+        return
+    units = {name: unit for name, (unit, _, _) in CHANGES.items()}
+    plain = metrics.accuracy(probabilities, labels)
+    figures.robustness(robustness, units, plain).savefig(folder / "robustness.png")
+    with (folder / "robustness.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["change", "strength", "accuracy"])
+        writer.writerows([n, s, a] for n, found in robustness.items() for s, a in found.items())
+
+
+@hydra.main(config_path=str(config.CONF_DIR), config_name="evaluate")
+def task(cfg: DictConfig) -> None:
+    with app.mistakes_told():
+        evaluate(cfg)
+
+
+def main() -> None:
+    app.name_the_model()
+    app.main(task)
+
+
+if __name__ == "__main__":
+    main()
