@@ -40,6 +40,7 @@ def url() -> Iterator[str]:
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
     try:
@@ -48,7 +49,8 @@ def url() -> Iterator[str]:
         yield found
     finally:
         os.kill(demo.pid, signal.SIGINT)
-        demo.wait(20)
+        _, complaints = demo.communicate(timeout=20)
+    assert (demo.returncode, complaints) == (0, "")
     assert not answers(f"{found}/models")
 
 

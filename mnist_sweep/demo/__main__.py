@@ -1,6 +1,7 @@
 """Draw, and see what the models say: `python -m mnist_sweep.demo [model=...] [models=simple,vgg]`."""
 
 import logging
+from contextlib import suppress
 
 import hydra
 import uvicorn
@@ -23,7 +24,8 @@ def demo(cfg: DictConfig) -> None:
     served = make_app(models, data_of(cfg, models[0][1]))
     port = free_port(cfg.port)
     log.info("draw on http://%s:%d  (Ctrl-C ends it)", cfg.host, port)
-    uvicorn.run(served, host=cfg.host, port=port, log_level="warning")
+    with suppress(KeyboardInterrupt):  # the way to end it
+        uvicorn.run(served, host=cfg.host, port=port, log_level="warning", lifespan="off")
 
 
 def chosen(cfg: DictConfig) -> list[tuple[str, Loaded]]:
