@@ -7,6 +7,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from mnist_sweep.errors import UserError
 from mnist_sweep.recorded import Run
 from mnist_sweep.tracking import retried
 
@@ -14,8 +15,18 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 
 
 def register(uri: str, name: str, run: Run, sweep: str) -> ModelVersion | None:
-    """The run's model as challenger, once; None where it logged no model or it was deleted."""
-    client = MlflowClient(uri)
+    """The run's model as challenger, once; None where it logged no model or it was deleted.
+
+    Raises:
+        UserError: the registry refuses, e.g. the name.
+    """
+    try:
+        return _register(MlflowClient(uri), name, run, sweep)
+    except MlflowException as error:
+        raise UserError(f"tracking.register={name}: {error.message.splitlines()[0]}") from error
+
+
+def _register(client: MlflowClient, name: str, run: Run, sweep: str) -> ModelVersion | None:
     if not run.outputs or not run.outputs.model_outputs:
         return None
     model_id = run.outputs.model_outputs[0].model_id

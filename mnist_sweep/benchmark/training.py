@@ -22,21 +22,22 @@ from mnist_sweep.train import build_model, build_trainer, load_data
 from mnist_sweep.trainer import NullTracker
 
 BATCH_SIZE = 64
-BARS = {"simple": 1.7, "deeper": 1.3, "vgg": 1.05}
+BARS = {"simple": (1.7, 2.2), "deeper": (1.3, 1.3), "vgg": (1.05, 1.15)}  # fp32, as it is
 
 
 def training(sizes: Sizes, folder: Path) -> Iterator[Row]:
     for model, n_images in sizes.images.items():
         overrides = [f"model={model}", f"data.train_size={n_images}", "data.val_size=500"]
         turns = {
-            "ours": trainer([*overrides, "trainer.precision=fp32"], folder / model / "fp32"),
+            "fp32": trainer([*overrides, "trainer.precision=fp32"], folder / model / "fp32"),
             "peer": plain_loop(overrides, folder / model / "data"),
-            "bf16": trainer([*overrides, "trainer.precision=bf16"], folder / model / "bf16"),
+            "auto": trainer(overrides, folder / model / "auto"),
         }
         speed = medians(turns, sizes.turns)
         what, unit = f"training {model}, batch {BATCH_SIZE}", "images/s"
-        yield Row(what, unit, speed["ours"], speed["peer"], BARS[model], "at least")
-        yield Row(f"{what}, ours in bf16", unit, speed["bf16"], speed["peer"])
+        fp32, as_it_is = BARS[model]
+        yield Row(what, unit, speed["auto"], speed["peer"], as_it_is, "at least")
+        yield Row(f"{what}, ours in fp32", unit, speed["fp32"], speed["peer"], fp32, "at least")
 
 
 def trainer(overrides: Sequence[str], directory: Path) -> Callable[[], float]:

@@ -91,7 +91,10 @@ def sweep(
         if settings.top_k is not None:
             _drop_models(study, settings.top_k, sweep_record)
         sweep_record.finish(study)
-        sweep_record.register_best(study)
+        try:
+            sweep_record.register_best(study)
+        except UserError as error:  # the trials are safe all the same
+            log.warning("not registered: %s", error)
         page = _report(study, plan, config, sweep_record) if settings.report else None
     return _conclude(study, plan, config, sweep_record.link, page)
 
