@@ -13,7 +13,7 @@ from typing import Any
 from mnist_sweep import benchmark
 from mnist_sweep.benchmark.measure import FULL, QUICK, Row, Sizes
 
-PARTS = ("startup", "memory", "training", "fast99", "tracking", "sweep", "report")
+PARTS = ("startup", "memory", "training", "fast99", "tracking", "sweep", "report", "peers")
 
 
 def main() -> None:
@@ -59,6 +59,10 @@ def part(name: str) -> Callable[[Sizes, Path], Iterator[Row]]:
         from mnist_sweep.benchmark.fast99 import fast99
 
         return fast99
+    if name == "peers":
+        from mnist_sweep.benchmark.peers import peers
+
+        return peers
     from mnist_sweep.benchmark import reports, runs, sweeps
 
     return {
