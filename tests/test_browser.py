@@ -13,6 +13,7 @@ import pytest
 from browser import opened
 from conftest import ROOT, environment, recorded
 from playwright.sync_api import expect
+from test_demo import draw, served
 from test_ui import answers
 
 pytestmark = pytest.mark.browser
@@ -125,3 +126,12 @@ def test_mlflow_shows_the_pictures_of_a_run(links: dict[str, str], swept: Path) 
         picture = seen.page.locator("img[src*='confusion_matrix'], img[src^='blob:']").first
         expect(picture).to_be_visible()
         seen.picture("mlflow-run")
+
+
+def test_models_of_the_last_sweep_answer_side_by_side(swept: Path) -> None:
+    with served(f"store={swept}", "models=simple,mlp", "port=7951") as url, opened() as seen:
+        seen.page.goto(url)
+        seen.page.wait_for_selector("body[data-ready]")
+        expect(seen.page.locator(".model h2")).to_have_text(["simple", "mlp"])
+        draw(seen.page, "7")
+        expect(seen.page.locator(".said")).to_have_text(["7", "7"])

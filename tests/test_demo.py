@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -33,10 +34,11 @@ DIGITS = {
 }
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
+@contextmanager
+def served(*arguments: str) -> Iterator[str]:
+    """The address of a demo, which ends without a word."""
     demo = subprocess.Popen(
-        [sys.executable, "-m", "mnist_sweep.demo", f"store={store()}", "port=7931"],
+        [sys.executable, "-m", "mnist_sweep.demo", *arguments],
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -52,6 +54,12 @@ def url() -> Iterator[str]:
         _, complaints = demo.communicate(timeout=20)
     assert (demo.returncode, complaints) == (0, "")
     assert not answers(f"{found}/models")
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with served(f"store={store()}", "port=7931") as found:
+        yield found
 
 
 def ask(url: str, body: bytes) -> tuple[int, str]:

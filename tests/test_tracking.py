@@ -97,9 +97,13 @@ def test_predictions_agree_with_the_metrics_and_the_matrix(finished: Finished) -
     assert counts.sum(1).tolist() == np.bincount(labels).tolist()
 
 
-@pytest.mark.parametrize("name", ["confusion_matrix.png", "learning_curves.png"])
+PICTURES = ("confusion_matrix", "learning_curves", "mistakes", "prediction", "predictions")
+PICTURES += ("per_class", "calibration", "first_layer")
+
+
+@pytest.mark.parametrize("name", PICTURES)
 def test_figures_are_pictures(finished: Finished, name: str) -> None:
-    content = (finished.artifacts / name).read_bytes()
+    content = (finished.artifacts / f"{name}.png").read_bytes()
     assert content.startswith(b"\x89PNG")
     width, height = (int.from_bytes(content[i : i + 4]) for i in (16, 20))
     assert width > 500
