@@ -21,7 +21,7 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "figure.facecolor": "white",
-    "savefig.dpi": 110,
+    "figure.dpi": 110,
 }
 
 
