@@ -31,6 +31,7 @@ from mnist_sweep import (
 from mnist_sweep import data as datasets
 from mnist_sweep.data import Dataset
 from mnist_sweep.errors import UserError
+from mnist_sweep.loading import from_mlflow
 from mnist_sweep.members import Members, of_runs, picture_of_hardest, test_data
 
 log = logging.getLogger("mnist_sweep.ensemble")  # not __main__, of which Hydra shows nothing
@@ -208,7 +209,7 @@ def combine(cfg: DictConfig) -> None:
         tracker.log_artifacts(produce)
         if cfg.tracking.log_model and data is not None:
             mixture = models.Mixture(
-                [recorded.load_model(uri, run_id) for run_id in chosen], list(chosen.values())
+                [from_mlflow(uri, run_id).model for run_id in chosen], list(chosen.values())
             )
             example = datasets.to_float(data.test.images[:2]).numpy()
             tracker.log_model(mixture, example, data.classes, registered_name=cfg.model_name)

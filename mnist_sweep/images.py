@@ -16,8 +16,10 @@ BOX, SIZE = 20, 28  # of LeCun's preparation: the digit in a box, the box in the
 FAINT = 0.15  # of the contrast, below which a pixel counts as background
 
 
-def read(source: Path | BinaryIO, shape: Sequence[int]) -> NDArray[np.uint8]:
-    """The picture as an image [C, H, W] for a model of this shape, prepared if that is MNIST's.
+def read(
+    source: Path | BinaryIO, shape: Sequence[int], *, is_digit: bool = True
+) -> NDArray[np.uint8]:
+    """The picture as an image [C, H, W] for a model of this shape, prepared like MNIST if `is_digit`.
 
     Raises:
         UserError: it is no picture, a broken one, or too large.
@@ -29,7 +31,7 @@ def read(source: Path | BinaryIO, shape: Sequence[int]) -> NDArray[np.uint8]:
                 raise UserError(f"{size} are more than {MAX_PIXELS:,}")
             upright = _eight_bits(ImageOps.exif_transpose(picture))
             upright.thumbnail((WORKING_SIZE, WORKING_SIZE))
-            if tuple(shape) == (1, SIZE, SIZE):
+            if is_digit and tuple(shape) == (1, SIZE, SIZE):
                 return prepare(as_grey(upright))[None]
             return resize(upright, shape)
     except FileNotFoundError as error:

@@ -1,10 +1,16 @@
-"""A trained model from wherever it lies, ready to be asked. Runs no code from its file."""
+"""A trained model from wherever it lies, ready to be asked.
 
+No code from its file is run: what could hold any is refused, unless `allow_pickle` says otherwise.
+"""
+
+import io
 import json
 import re
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -18,6 +24,7 @@ from mnist_sweep.data import Dataset
 from mnist_sweep.errors import UserError
 from mnist_sweep.train import load_data
 
+DIGITS = tuple("0123456789")
 ABOUT = "mnist_sweep.json"  # inside an exported .pt2
 BATCH_SIZE = 125  # stays in a CPU's cache
 TRAIN_ONE = "python -m mnist_sweep trains one"
@@ -38,6 +45,11 @@ class Loaded:
     shape: tuple[int, int, int]  # (C, H, W)
     classes: tuple[str, ...]
     origin: Origin
+
+    @property
+    def is_of_digits(self) -> bool:
+        """Of images of MNIST's kind, as which pictures are prepared."""
+        return self.shape == (1, 28, 28) and self.classes == DIGITS
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """[N, n_classes] for images [N, C, H, W]."""
@@ -64,11 +76,11 @@ def load(cfg: DictConfig, source: str | None = None) -> Loaded:
     if path.is_dir() or path.name == checkpoint.BEST:
         return _from_checkpoint(path if path.is_dir() else path.parent)
     if path.suffix == ".pt2":
-        return _from_pt2(path, name)
+        return _from_pt2(path, name, allow_pickle=cfg.allow_pickle)
     if name.startswith("models:/"):
-        return _from_mlflow(uri, name, name, allow_pickle=cfg.allow_pickle)
+        return from_mlflow(uri, name, allow_pickle=cfg.allow_pickle)
     if re.fullmatch("[0-9a-f]{32}", name):
-        return _from_mlflow(uri, f"runs:/{name}/model", name, allow_pickle=cfg.allow_pickle)
+        return from_mlflow(uri, name, allow_pickle=cfg.allow_pickle)
     raise UserError(
         f"model={name}: expected a run's id, models:/name@alias, a run's directory, its "
         f"{checkpoint.BEST}, or an exported .pt2"
@@ -77,23 +89,31 @@ def load(cfg: DictConfig, source: str | None = None) -> Loaded:
 
 def data_of(cfg: DictConfig, loaded: Loaded) -> Dataset:
     """`cfg.data`; where the command names none, what the model was trained on, as far as is known."""
-    named = any(o.lstrip("+").startswith("data") for o in HydraConfig.get().overrides.task)
-    if not named and loaded.origin.run_id is not None:
+    origin = loaded.origin
+    settings = Path(origin.name) / ".hydra" / "config.yaml"  # of a checkpoint
+    if any(o.lstrip("+").startswith("data") for o in HydraConfig.get().overrides.task):
+        return load_data(cfg.data)
+    found = OmegaConf.create()
+    if origin.run_id is not None:
         uri = tracking.store_uri(cfg.tracking.uri, cfg.store)
-        with recorded.artifact(uri, loaded.origin.run_id, "config.yaml") as path:
-            found = OmegaConf.load(path)
-        if "data" in found:  # an ensemble has none
-            return load_data(found.data)
-    return load_data(cfg.data)
+        with recorded.artifact(uri, origin.run_id, "config.yaml") as path:
+            found = OmegaConf.load(path)  # type: ignore[assignment]
+    elif settings.is_file():
+        found = OmegaConf.load(settings)  # type: ignore[assignment]
+    return load_data(found.get("data", cfg.data))  # an ensemble has none
 
 
 def check_fits(model: Loaded, data: Dataset) -> None:
-    """Raises UserError where the model takes other images, or knows another number of classes."""
-    if model.shape != data.shape or len(model.classes) != len(data.classes):
+    """Raises UserError where the model takes other images, or knows other classes."""
+    if model.shape != data.shape or model.classes != tuple(data.classes):
         raise UserError(
-            f"model={model.origin.name} takes {list(model.shape)} and knows {len(model.classes)} "
-            f"classes; data={data.name} has {list(data.shape)} and {len(data.classes)}"
+            f"model={model.origin.name} takes {list(model.shape)} and knows {_few(model.classes)}; "
+            f"data={data.name} has {list(data.shape)} and the classes {_few(data.classes)}"
         )
+
+
+def _few(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:3]) + (f" ... {classes[-1]}" if len(classes) > 3 else "")
 
 
 def _first_choice(uri: str, cfg: DictConfig) -> str:
@@ -109,12 +129,14 @@ def _first_choice(uri: str, cfg: DictConfig) -> str:
     return run_id
 
 
-def _from_mlflow(uri: str, model_uri: str, name: str, *, allow_pickle: bool) -> Loaded:
+def from_mlflow(uri: str, name: str, *, allow_pickle: bool = False) -> Loaded:
+    """`name` is a run's id or models:/... Raises UserError like `load`."""
+    model_uri = name if name.startswith("models:/") else f"runs:/{name}/model"
     with recorded.model_folder(uri, model_uri) as (folder, about):
         file = folder / "data" / "model.pt2"
         model: nn.Module
         if file.exists():
-            model = torch.export.load(file).module()
+            model = _program(file, name, allow_pickle=allow_pickle).module()
         elif allow_pickle:
             model = recorded.load_pickle(folder)
         else:
@@ -146,17 +168,48 @@ def _from_checkpoint(directory: Path) -> Loaded:
     return _loaded(model.eval(), shape, classes, Origin(str(directory), None, size))
 
 
-def _from_pt2(path: Path, name: str) -> Loaded:
+def _from_pt2(path: Path, name: str, *, allow_pickle: bool) -> Loaded:
     if not path.is_file():
         raise UserError(f"model={path}: no such file")
     extra = {ABOUT: ""}
+    program = _program(path, name, allow_pickle=allow_pickle, extra_files=extra)
     try:
-        program = torch.export.load(path, extra_files=extra)
         about = json.loads(extra[ABOUT])
-    except (RuntimeError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"model={path}: no .pt2 of mnist_sweep.export") from error
     origin = Origin(name, None, path.stat().st_size)
     return _loaded(program.module(), about["shape"], about["classes"], origin)
+
+
+def _program(
+    path: Path, name: str, *, allow_pickle: bool, extra_files: dict[str, str] | None = None
+) -> torch.export.ExportedProgram:
+    """torch.export.load, which itself unpickles some parts of a file and loads compiled libraries."""
+    try:
+        if not allow_pickle and (part := _could_run_code(path)):
+            raise UserError(
+                f"model={name}: {part} in it can run any code when it is loaded; allow_pickle=true if "
+                "you trust where it comes from"
+            )
+        return torch.export.load(path, extra_files=extra_files)
+    except (RuntimeError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"model={name}: no whole .pt2") from error
+
+
+def _could_run_code(path: Path) -> str | None:
+    """The first part of a .pt2 that is not plain tensors or JSON (archive format of torch 2.14)."""
+    with zipfile.ZipFile(path) as archive:
+        for part in archive.namelist():
+            if any(word in part for word in ("aotinductor", "custom_obj", "opaque_obj")):
+                return part
+            if part.endswith("config.json") and b'"use_pickle": true' in archive.read(part):
+                return part
+            if part.endswith(".pt"):
+                try:
+                    torch.load(io.BytesIO(archive.read(part)), weights_only=True)
+                except (UnpicklingError, RuntimeError):
+                    return part
+    return None
 
 
 def _loaded(

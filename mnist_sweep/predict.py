@@ -51,7 +51,7 @@ def predict(cfg: DictConfig, paths: Sequence[str]) -> int:
     if cfg.format == "csv":
         writer.writeheader()
     n_unreadable = 0
-    for good, images, bad in read_all(named, model.shape):
+    for good, images, bad in read_all(named, model.shape, is_digit=model.is_of_digits):
         for path, error in bad:
             print(f"error: {path}: {error}", file=sys.stderr)
         n_unreadable += len(bad)
@@ -70,13 +70,15 @@ def predict(cfg: DictConfig, paths: Sequence[str]) -> int:
 Batch = tuple[list[Path], NDArray[np.uint8], list[tuple[Path, UserError]]]
 
 
-def read_all(named: Sequence[Path], shape: tuple[int, int, int]) -> Iterator[Batch]:
+def read_all(
+    named: Sequence[Path], shape: tuple[int, int, int], *, is_digit: bool
+) -> Iterator[Batch]:
     """The files that could be read, their images [N, C, H, W], and those that could not, by and by."""
     from mnist_sweep.images import read
 
     def attempt(path: Path) -> NDArray[np.uint8] | UserError:
         try:
-            return read(path, shape)
+            return read(path, shape, is_digit=is_digit)
         except UserError as error:
             return error
 

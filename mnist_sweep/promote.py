@@ -35,6 +35,12 @@ def promote(cfg: DictConfig) -> None:
     if champion is not None and champion.version == challenger.version:
         log.info("%s version %s is the champion already", name, champion.version)
         return
+    trained_on = [v.tags.get("data") for v in (champion, challenger) if v is not None]
+    if len(set(trained_on)) > 1 and not cfg.force:
+        raise UserError(
+            f"the champion was trained on {trained_on[0]}, the challenger on {trained_on[1]}: "
+            "force=true, or tracking.register=<another name> for the sweeps of each"
+        )
     versions = {registry.CHAMPION: champion, registry.CHALLENGER: challenger}
     loaded = {
         alias: load(cfg, f"models:/{name}/{version.version}")

@@ -1,9 +1,9 @@
 """What MLflow has on record: runs found again, their files and models, the pages that show them."""
 
 import json
+import shlex
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -128,13 +128,15 @@ def best_of_last_sweep(uri: str, models: Sequence[str]) -> dict[str, str]:
     sweep, found = sweeps[0].data.tags["sweep"], {}
     for model in models:
         query = (
-            f"tags.sweep = '{sweep}' AND tags.model = '{model}' AND attributes.status = 'FINISHED'"
+            f"tags.sweep = '{sweep}' AND tags.model = '{model}' AND attributes.status = 'FINISHED' "
+            "AND metrics.`test/loss` > -1"  # not pruned
         )
         order = ["metrics.`best/val/accuracy` DESC"]
-        runs_ = client.search_runs(experiments, query, order_by=order, max_results=1)
-        if not runs_:
-            raise UserError(f"models={model}: the last sweep, {sweep}, has no finished run of it")
-        found[model] = runs_[0].info.run_id
+        ranked = client.search_runs(experiments, query, order_by=order, max_results=100)
+        best = next((run for run in ranked if has_model(client, run)), None)
+        if best is None:
+            raise UserError(f"models={model}: the last sweep, {sweep}, has no trained model of it")
+        found[model] = best.info.run_id
     return found
 
 
@@ -142,10 +144,24 @@ def newest_run(uri: str) -> str | None:
     """Id of the newest finished run that logged a model."""
     client = MlflowClient(uri)
     experiments = [e.experiment_id for e in client.search_experiments()]
-    for run in client.search_runs(experiments, "attributes.status = 'FINISHED'", max_results=50):
-        if run.outputs and run.outputs.model_outputs:
+    query = (
+        "attributes.status = 'FINISHED' AND metrics.`test/loss` > -1"  # not pruned, not a tool's
+    )
+    for run in client.search_runs(experiments, query, max_results=1000):
+        if has_model(client, run):
             return str(run.info.run_id)
     return None
+
+
+def has_model(client: MlflowClient, run: Run) -> bool:
+    """Whether a run logged a model that is still there."""
+    for output in run.outputs.model_outputs if run.outputs else ():
+        try:
+            client.get_logged_model(output.model_id)
+        except MlflowException:  # deleted by sweep.top_k
+            continue
+        return True
+    return False
 
 
 def load_pickle(folder: Path) -> nn.Module:
@@ -156,22 +172,13 @@ def load_pickle(folder: Path) -> nn.Module:
     return model.eval()
 
 
-def load_model(uri: str, run_id: str) -> nn.Module:
-    """The model that a run logged, on the CPU. Raises UserError where it logged none."""
-    import mlflow.pytorch
-
-    mlflow.set_tracking_uri(uri)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model: nn.Module = mlflow.pytorch.load_model(f"runs:/{run_id}/model")
-    except (MlflowException, OSError) as error:
-        raise UserError(f"run {run_id} has no model in MLflow: {error}") from error
-    return model
-
-
 def delete_models(client: MlflowClient, run: Run) -> None:
-    """The models that a run logged, with their files where those lie on this machine."""
+    """The models that a run logged, with their files where those lie on this machine.
+
+    Not those that are registered: the champion's files are in use.
+    """
+    if client.search_model_versions(f"run_id = '{run.info.run_id}'"):
+        return
     for output in run.outputs.model_outputs if run.outputs else ():
         try:
             location = client.get_logged_model(output.model_id).artifact_location
@@ -224,8 +231,13 @@ def comparison_link(uri: str, experiment_id: str, sweep: str, store: str) -> str
         return uri.rstrip("/") + page
     own = uri == store_uri(None, store)
     server = (
-        f"python -m mnist_sweep.ui --store {store}"
+        shlex.join(["python", "-m", "mnist_sweep.ui", "--store", store])
         if own
-        else f"mlflow ui --backend-store-uri {uri}"
+        else shlex.join(["mlflow", "ui", "--backend-store-uri", _without_password(uri)])
     )
     return f"{server}\n  and in a browser: http://127.0.0.1:5000{page}"
+
+
+def _without_password(uri: str) -> str:
+    parts = urlparse(uri)
+    return uri.replace(f":{parts.password}@", ":...@") if parts.password else uri

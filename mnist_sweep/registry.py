@@ -34,6 +34,7 @@ def _register(client: MlflowClient, name: str, run: Run, sweep: str) -> ModelVer
     kept = {k: v for k, v in run.data.metrics.items() if k.startswith(("best/", "test/"))}
     tags = {
         "sweep": sweep,
+        "data": run.data.tags["data"],
         "data.sha256": run.data.tags["data.sha256"],
         **{name: f"{value:.6g}" for name, value in kept.items()},
     }

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from omegaconf import OmegaConf
 from torch import nn
 
-from mnist_sweep import ensemble, members, metrics, recorded, tracking
+from mnist_sweep import ensemble, loading, members, metrics, tracking
 from mnist_sweep.data import embedded_mnist
 from mnist_sweep.models import Mixture
 
@@ -90,7 +90,7 @@ def record(uri, experiment_id, *, hides, split=0, model=True):
         tracker.log_metrics({"test/loss": 0.0}, step=1)
         if model:
             net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
-            tracker.log_model(net, np.zeros((2, 1, 28, 28), np.float32))
+            tracker.log_model(net, np.zeros((2, 1, 28, 28), np.float32), "0123456789")
     return tracker.run_id
 
 
@@ -122,7 +122,7 @@ def test_command_votes_and_registers_one_model(tmp_path):
     images = np.random.default_rng(0).random((3, 1, 28, 28), np.float32)
     voted = mlflow.pyfunc.load_model("models:/ensemble/1").predict(images)
     with torch.no_grad():
-        each = [recorded.load_model(uri, i)(torch.tensor(images)).softmax(1) for i in ids[:2]]
+        each = [loading.from_mlflow(uri, i).model(torch.tensor(images)).softmax(1) for i in ids[:2]]
     assert np.exp(voted) == pytest.approx(torch.stack(each).mean(0).numpy(), abs=1e-5)
 
 

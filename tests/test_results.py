@@ -10,7 +10,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from mnist_sweep.sweep import results
 from mnist_sweep.sweep.results import About
 
-ABOUT = About(["val/accuracy"], ["data=mnist5k", "search=tpe", "sweep.n_trials=9"], "/nowhere")
+ABOUT = About(
+    ["val/accuracy"], ["data=mnist5k", "search=tpe space=none", "sweep.n_trials=9"], "/nowhere"
+)
 LR = FloatDistribution(1e-4, 1e-1, log=True)
 
 
@@ -79,7 +81,9 @@ def test_next_steps_come_with_commands_that_say_all() -> None:
         "data.split_seed=0"
     )
     assert "edge" in texts[1]
-    assert commands[1].endswith("'optimizer.lr=tag(log,interval(0.0098,0.98))' search=tpe")
+    assert commands[1].endswith(
+        "'optimizer.lr=tag(log,interval(0.0098,0.98))' search=tpe space=none"
+    )
     assert "train longer" in texts[2]
     assert commands[2].endswith("trainer.max_epochs=6")
     assert "4.9 points better in training" in texts[3]

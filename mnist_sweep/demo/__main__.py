@@ -18,9 +18,8 @@ log = logging.getLogger("mnist_sweep.demo")  # not __main__, of which Hydra show
 
 def demo(cfg: DictConfig) -> None:
     models = chosen(cfg)
-    shapes = {model.shape for _, model in models}
-    if len(shapes) > 1:
-        raise UserError(f"the models take different images: {sorted(shapes)}")
+    if len({(model.shape, model.classes) for _, model in models}) > 1:
+        raise UserError("the models take different images or know different classes")
     served = make_app(models, data_of(cfg, models[0][1]))
     port = free_port(cfg.port)
     log.info("draw on http://%s:%d  (Ctrl-C ends it)", cfg.host, port)

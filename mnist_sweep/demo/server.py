@@ -26,7 +26,7 @@ PAGE = Path(__file__).with_name("page.html")
 def make_app(models: Sequence[tuple[str, Loaded]], data: Dataset) -> FastAPI:
     """`models` by the name that is shown, all of one shape; `data` for its test images."""
     app = FastAPI(title="mnist_sweep demo", docs_url=None, redoc_url=None, openapi_url=None)
-    shape = models[0][1].shape
+    shape, is_digit = models[0][1].shape, models[0][1].is_of_digits
 
     @app.get("/", response_class=HTMLResponse)
     def page() -> str:
@@ -48,7 +48,7 @@ def make_app(models: Sequence[tuple[str, Loaded]], data: Dataset) -> FastAPI:
 
     def answer(body: bytes) -> dict[str, Any]:
         try:
-            image = read(io.BytesIO(body), shape)
+            image = read(io.BytesIO(body), shape, is_digit=is_digit)
         except UserError as error:
             raise HTTPException(400, str(error)) from error
         answers = [

@@ -54,12 +54,14 @@ def _drawn(
         log.debug("%s: %s", name, error)
 
 
-def trade_off(found: Sequence[Configuration], about: About, cost: str) -> go.Figure | None:
+def trade_off(
+    found: Sequence[Configuration], about: About, cost: str, *, maximize: bool
+) -> go.Figure | None:
     """The first objective of every configuration against a cost, the front of both marked."""
     points = cost_points(found, cost)
     if len(points) < 2:
         return None
-    front = pareto_front(points, about.metrics[0])
+    front = pareto_front(points, maximize=maximize)
     figure = go.Figure()
     for shown, name, colour, mode in (
         (points, "configurations", figures.BLUE, "markers"),
@@ -89,10 +91,10 @@ def cost_points(
 
 
 def pareto_front(
-    points: Sequence[tuple[float, float, Configuration]], metric: str
+    points: Sequence[tuple[float, float, Configuration]], *, maximize: bool
 ) -> list[tuple[float, float, Configuration]]:
     """Of points by rising cost those that are better than all cheaper ones."""
-    sign = -1 if metric.endswith("loss") else 1
+    sign = 1 if maximize else -1
     front: list[tuple[float, float, Configuration]] = []
     for point in points:
         if not front or sign * point[1] > sign * front[-1][1]:
@@ -140,6 +142,6 @@ def as_files(
         figures.learning_curves_of(curves).savefig(folder / "top_learning_curves.png")
     for cost, what in COSTS.items():
         if len(points := cost_points(found, cost)) > 1:
-            front = pareto_front(points, metric)
+            front = pareto_front(points, maximize=results.maximizes(study))
             every, best = (np.array([point[:2] for point in some]) for some in (points, front))
             figures.trade_off(every, best, what, metric).savefig(folder / f"against_{cost}.png")

@@ -162,7 +162,7 @@ def _charts(
         (
             name,
             title,
-            charts.trade_off(found, about, cost)
+            charts.trade_off(found, about, cost, maximize=results.maximizes(study))
             if cost
             else charts.learning_curves(looked.histories),
         )

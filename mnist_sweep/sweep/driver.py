@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -10,7 +11,6 @@ import time
 import uuid
 from collections.abc import Sequence
 from copy import deepcopy
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from optuna.trial import TrialState
 from mnist_sweep import config as configuration
 from mnist_sweep import interrupt, provenance
 from mnist_sweep.errors import UserError, did_you_mean
-from mnist_sweep.sweep import display, record, search, storage
+from mnist_sweep.sweep import display, record, results, search, storage
 from mnist_sweep.sweep.record import SweepRecord
 from mnist_sweep.sweep.results import About
 from mnist_sweep.sweep.space import Space, parse
@@ -37,6 +37,7 @@ from mnist_sweep.sweep.worker import Plan, Worker, stop, stop_reason
 log = logging.getLogger(__name__)
 
 DEFAULT_N_TRIALS = 30
+NAME = re.compile(r"[\w.+-]+")  # of a folder, and within MLflow's queries
 ROUNDS = 10  # of launching workers while the budget is open
 SETTLE_S = 4  # for interrupted workers to let go of their trials
 
@@ -59,6 +60,8 @@ def sweep(
         display.dry_run(_preview(space, grid, settings, directions, config), space, grid=bool(grid))
         return None
 
+    if settings.name and not NAME.fullmatch(settings.name):
+        raise UserError(f"sweep.name={settings.name}: expected letters, digits, and any of . _ - +")
     name = settings.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
     with open_dict(config):
         settings.name = name
@@ -68,7 +71,7 @@ def sweep(
     storage.check_fingerprint(study, space.fingerprint(), extend=settings.extend)
     plan = Plan(
         invocation=uuid.uuid4().hex,
-        started=datetime.now(),
+        failed_before=frozenset(t.number for t in trials(study) if storage.own_failure(t)),
         study_name=name,
         storage_url=url,
         space=space,
@@ -93,8 +96,8 @@ def sweep(
         sweep_record.finish(study)
         try:
             sweep_record.register_best(study)
-        except UserError as error:  # the trials are safe all the same
-            log.warning("not registered: %s", error)
+        except Exception as error:  # the trials are safe all the same
+            log.warning("the best model was not registered: %s", error)
         page = _report(study, plan, config, sweep_record) if settings.report else None
     return _conclude(study, plan, config, sweep_record.link, page)
 
@@ -261,7 +264,8 @@ def _drop_models(study: optuna.Study, top_k: int, sweep_record: SweepRecord) -> 
     else:
         maximize = study.direction is StudyDirection.MAXIMIZE
         kept = sorted(found, key=lambda t: t.value or 0.0, reverse=maximize)[:top_k]
-    numbers = {trial.number for trial in kept}
+    first = results.ranked(study)[:1]  # whose model is registered: by the mean over the seeds
+    numbers = {trial.number for trial in [*kept, *(c.trials[0] for c in first)]}
     for trial in trials(study):
         directory = trial.user_attrs.get(storage.DIRECTORY)
         if directory and trial.number not in numbers:
@@ -282,9 +286,7 @@ def _report(
         written = page.write(folder, study, uri=sweep_record.uri, experiment=experiment)
         sweep_record.keep_report(folder)
     except Exception:
-        log.exception(
-            "no report; python -m mnist_sweep.report sweep=%s tries again", plan.study_name
-        )
+        log.exception("no report; python -m mnist_sweep.report sweep=... tries again")
         return None
     return written
 

@@ -125,22 +125,27 @@ def verdict(found: Sequence[Configuration], about: About, right: Right) -> list[
     second = found[1]
     factor, unit = (100, " points") if metric.endswith("accuracy") else (1, "")
     lead = f"{factor * abs(first.score - second.score):.2g}{unit}"
-    how, p = _test(first, second, right)
+    how, p = _test(first, second, metric, right)
     if p is None:
         says = f"whether that is more than noise cannot be said: {how}"
     elif p < NOISE:
         says = f"more than noise ({how}, p = {p:.2g})"
     else:
         says = f"that may be noise ({how}, p = {p:.2g})"
+    caution = (
+        f"The best of {len(found)} looks better than it is: chosen on these very images, its figure "
+        "is a little too good. The test accuracy is not."
+    )
     return [
         *lines,
         f"It is {lead} ahead of the next, {second.name} ({told(metric, second.scores)}); {says}.",
-        f"The best of {len(found)} looks better than it is: chosen on these very images, its figure "
-        "is a little too high. The test accuracy is not.",
+        *([caution] if metric.startswith("val/") else []),
     ]
 
 
-def _test(first: Configuration, second: Configuration, right: Right) -> tuple[str, float | None]:
+def _test(
+    first: Configuration, second: Configuration, metric: str, right: Right
+) -> tuple[str, float | None]:
     """The test that fits and its p-value: over the seeds, or else over the validation images."""
     if min(len(first.scores), len(second.scores)) > 1:
         if max(map(statistics.pstdev, (first.scores, second.scores))) == 0:
@@ -152,6 +157,8 @@ def _test(first: Configuration, second: Configuration, right: Right) -> tuple[st
             p = ttest_ind(first.scores, second.scores, equal_var=False).pvalue
         return f"Welch's t-test over {len(first.scores)} and {len(second.scores)} seeds", float(p)
     one, other = (right.get(c.trials[0].number) for c in (first, second))
+    if metric != "val/accuracy" or max(len(first.scores), len(second.scores)) > 1:
+        return "several seeds of both would tell", None
     if one is None or other is None or one.shape != other.shape:
         return "one seed, and no predictions of the same validation images", None
     return f"McNemar's test on {len(one):,} validation images, one seed", metrics.mcnemar(
@@ -175,7 +182,8 @@ def next_steps(
         if wider:
             why = f"{name}={short(value)} lies at the edge of what was searched: look beyond."
             override = f"{name}={wider}"
-            steps.append([why, about.command(best.params, override, "search=tpe", multirun=True)])
+            search = ("search=tpe", "space=none")
+            steps.append([why, about.command(best.params, override, *search, multirun=True)])
     last, best_epoch = best.trials[0].last_step, best.summaries("best_epoch")
     if last and best_epoch and best_epoch[0] == last:
         why = f"The best was still improving in its last epoch, {last}: train longer."

@@ -196,9 +196,12 @@ def of_points(found: Iterable[FrozenTrial], keys: Collection[str]) -> dict[str, 
 
 
 def enqueue_grid(
-    study: optuna.Study, points: Mapping[str, dict[str, Any]], since: datetime, lock: Path
+    study: optuna.Study,
+    points: Mapping[str, dict[str, Any]],
+    failed_before: Collection[int],
+    lock: Path,
 ) -> None:
-    """Queue the next points of a grid that have no trial, or one that failed before `since`.
+    """Queue the next points of a grid that have no trial, or one that failed in an earlier call.
 
     A few at a time: Optuna reads every queued trial anew at each look. Under a file lock, for
     workers that come at once would queue the same points; where it is not shared, a worker finds
@@ -209,21 +212,18 @@ def enqueue_grid(
         counting = of_points(found, points)
         room = QUEUE_LENGTH if not count(found, TrialState.WAITING) else 0
         for key, point in points.items():
-            if room and (key not in counting or is_open(counting[key], since)):
+            if room and (key not in counting or _is_open(counting[key], failed_before)):
                 study.enqueue_trial(point, user_attrs={GRID: key})
                 room -= 1
 
 
-def is_open(trial: FrozenTrial, since: datetime) -> bool:
-    """A point of a grid whose trial failed is tried again, of its own making only in a later call."""
-    if trial.state is not TrialState.FAIL:
-        return False
-    return not own_failure(trial) or not failed_since(trial, since)
+def _is_open(trial: FrozenTrial, failed_before: Collection[int]) -> bool:
+    """A point whose trial failed is tried again, of its own making only in a later call.
 
-
-def failed_since(trial: FrozenTrial, since: datetime) -> bool:
-    """By when, not by whom: two drivers that each try again what failed under the other never end."""
-    return own_failure(trial) and (trial.datetime_complete or since) >= since
+    Two drivers that each try again what failed under the other would never end.
+    """
+    given_back = trial.state is TrialState.FAIL and not own_failure(trial)
+    return given_back or trial.number in failed_before
 
 
 def count(found: Iterable[FrozenTrial], *states: TrialState) -> int:

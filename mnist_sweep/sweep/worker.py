@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,9 @@ class Plan:
     """What the driver decided, the same for all workers; pickled."""
 
     invocation: str  # names this call of the command
-    started: datetime
+    failed_before: frozenset[
+        int
+    ]  # numbers of trials; by time, the clocks of hosts would have to agree
     study_name: str
     storage_url: str
     space: Space
@@ -61,14 +62,18 @@ class Plan:
         if self.grid is None:
             return count(found, *DONE)
         counting = storage.of_points(found, self.grid).values()
-        return sum(t.state in DONE or storage.failed_since(t, self.started) for t in counting)
+        return sum(t.state in DONE or self.is_failure(t) for t in counting)
 
     def running(self, found: list[FrozenTrial]) -> int:
         of_mine = found if self.grid is None else storage.of_points(found, self.grid).values()
         return count(of_mine, TrialState.RUNNING)
 
     def failed(self, found: list[FrozenTrial]) -> list[FrozenTrial]:
-        return [t for t in found if storage.failed_since(t, self.started)]
+        return [t for t in found if self.is_failure(t)]
+
+    def is_failure(self, trial: FrozenTrial) -> bool:
+        """Of its own making, since the call began, under whichever driver."""
+        return storage.own_failure(trial) and trial.number not in self.failed_before
 
 
 def stop(study: optuna.Study, plan: Plan, why: str) -> None:
@@ -111,6 +116,8 @@ class Pulse(threading.Thread):
         self._interrupted = False
 
     def __enter__(self) -> "Pulse":
+        # at once: elsewhere a trial without any beat is never taken for dead
+        self.study._storage.record_heartbeat(self.trial._trial_id)  # type: ignore[attr-defined]
         self.start()
         return self
 
@@ -215,7 +222,7 @@ class Worker:
                 continue
             if plan.grid is not None and not count(found, TrialState.WAITING):
                 lock = plan.directory / "grid.lock"
-                storage.enqueue_grid(study, plan.grid, plan.started, lock)
+                storage.enqueue_grid(study, plan.grid, plan.failed_before, lock)
             trial = study.ask()
             if not self._is_surplus(study, trial):
                 return trial
@@ -333,7 +340,12 @@ class Worker:
         elif reporter.pruned:
             study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
         else:
-            values = self._values(reporter, ret.return_value)
+            try:
+                values = self._values(reporter, ret.return_value)
+            except (KeyError, TypeError, ValueError) as error:
+                known = ", ".join(reporter.summary) or "what the task returns"
+                self._fail(study, trial, f"no objective {error}; there are {known}")
+                return
             if all(math.isfinite(value) for value in values):
                 study.tell(trial, values, skip_if_finished=True)  # given up on from elsewhere
             else:
@@ -342,10 +354,11 @@ class Worker:
     def _values(self, reporter: TrialReporter, returned: Any) -> list[float]:
         """The objectives, from the run's summary; of another task function, what it returned."""
         names = self.plan.metrics
-        if len(names) == 1 or not reporter.summary:
+        if not self.plan.settings.objectives or not reporter.summary:
             many = returned if isinstance(returned, list | tuple) else [returned]
             return [math.nan if value is None else float(value) for value in many]
         best = {name.removeprefix("best/"): v for name, v in reporter.summary.items()}
+        best |= reporter.summary
         return [best[name] for name in names]
 
     def _fail(self, study: optuna.Study, trial: Trial, why: str) -> None:
