@@ -12,6 +12,7 @@ import mlflow
 import pytest
 from conftest import ROOT, SMALL, environment, recorded
 from engine import run, states, trials
+from mlflow import MlflowClient
 from optuna.trial import TrialState
 
 TINY = ("data=mnist5k", "data.train_size=200", "data.val_size=100", "trainer.max_epochs=1")
@@ -173,6 +174,9 @@ def test_top_k_keeps_the_models_of_the_best(store: Path) -> None:
     arguments = ("optimizer.lr=1e-3,1e-6,1e-7", *TINY, "sweep.top_k=1", "sweep.name=t")
     sweep(*arguments, store=store)
     sweep(*arguments, store=store)  # with nothing left to do, or to delete
+    client = MlflowClient(f"sqlite:///{store}/mlflow.db")
+    version = client.get_model_version_by_alias("mnist-sweep", "challenger")
+    assert mlflow.artifacts.list_artifacts(version.source)
     directories = store / "outputs" / "t"
     assert (directories / "0" / "best.pt").exists()
     assert not (directories / "1" / "best.pt").exists()

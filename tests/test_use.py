@@ -3,11 +3,14 @@
 import csv
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
+import zipfile
 from io import StringIO
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 import engine
@@ -141,6 +144,30 @@ def test_export_writes_a_file_that_answers_the_same(form: str, name: str, tmp_pa
         assert alone(torch.zeros(3, 1, 28, 28)).shape == (3, 10)
 
 
+class Marked:
+    """Leaves a file behind where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_code_within_a_pt2_is_not_run(tmp_path: Path) -> None:
+    path, mark, picture = tmp_path / "m.pt2", tmp_path / "ran", tmp_path / "0.png"
+    drawn(0).save(picture)
+    assert tool("export", "format=pt2", f"output={path}", f"model={run_id()}").returncode == 0
+    with zipfile.ZipFile(path, "a") as archive:
+        root = archive.namelist()[0].split("/")[0]
+        pickled = pickle.dumps(Marked(mark))
+        archive.writestr(f"{root}/data/constants/opaque_obj_0", pickled)
+    done = tool("predict", f"model={path}", picture)
+    assert done.returncode == 2
+    assert "opaque_obj_0 in it can run any code" in done.stderr
+    assert not mark.exists()
+
+
 def test_evaluate_measures_and_records() -> None:
     done = tool("evaluate", f"model={run_id()}")
     assert done.returncode == 0, done.stderr
@@ -157,7 +184,7 @@ def test_evaluate_measures_and_records() -> None:
     assert {"robustness.png", "robustness.csv", "confusion_matrix.png"} <= kept
 
 
-def test_evaluate_refuses_images_of_another_shape(tmp_path: Path) -> None:
+def test_evaluate_refuses_data_of_other_classes(tmp_path: Path) -> None:
     for split in ("train", "test"):
         for label in ("a", "b"):
             (tmp_path / split / label).mkdir(parents=True)
@@ -165,7 +192,7 @@ def test_evaluate_refuses_images_of_another_shape(tmp_path: Path) -> None:
                 Image.new("L", (20, 20), 60 * i).save(tmp_path / split / label / f"{i}.png")
     done = tool("evaluate", "data=folder", f"data.root={tmp_path}", "data.val_size=2")
     assert done.returncode == 2
-    assert "classes; data=" in done.stderr
+    assert "and the classes a, b" in done.stderr
 
 
 @pytest.mark.slow
