@@ -5,6 +5,7 @@ CSV or JSON (`format=json`) on standard output, one line a file; `probabilities=
 
 import csv
 import json
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -98,6 +99,8 @@ def read_all(
 
 
 def main() -> None:
+    if hasattr(signal, "SIGPIPE"):  # `| head` ends it without a word
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     app.name_the_model()
     paths = [
         a for a in sys.argv[1:] if not a.startswith("-") and ("=" not in a or Path(a).exists())

@@ -76,6 +76,9 @@ def test_bad_requests_are_told_so_and_harm_nothing(url: str) -> None:
     assert ask(url, bytes(MAX_BYTES + 1))[0] == 413
     bomb = b"P5 100000 100000 255\n"  # ten thousand million pixels, it says
     assert ask(url, bomb)[0] == 400
+    foreign = Request(f"{url}/models", headers={"Host": "elsewhere.example"})
+    with pytest.raises(HTTPError, match="400"):
+        urlopen(foreign, timeout=20)
     grey = b"P5 28 28 255\n" + bytes(784)
     status, answer = ask(url, grey)
     assert status == 200, answer

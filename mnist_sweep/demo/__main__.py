@@ -20,7 +20,7 @@ def demo(cfg: DictConfig) -> None:
     models = chosen(cfg)
     if len({(model.shape, model.classes) for _, model in models}) > 1:
         raise UserError("the models take different images or know different classes")
-    served = make_app(models, data_of(cfg, models[0][1]))
+    served = make_app(models, data_of(cfg, models[0][1]), cfg.host)
     port = free_port(cfg.port)
     log.info("draw on http://%s:%d  (Ctrl-C ends it)", cfg.host, port)
     with suppress(KeyboardInterrupt):  # the way to end it

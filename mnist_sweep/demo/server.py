@@ -13,20 +13,26 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse
 from numpy.typing import NDArray
 from PIL import Image
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from mnist_sweep.data import Dataset
 from mnist_sweep.errors import UserError
 from mnist_sweep.images import read
 from mnist_sweep.loading import Loaded
 
+LOCAL = ["127.0.0.1", "localhost"]
 MAX_BYTES = 10_000_000  # of a picture
 PAGE = Path(__file__).with_name("page.html")
 
 
-def make_app(models: Sequence[tuple[str, Loaded]], data: Dataset) -> FastAPI:
+def make_app(models: Sequence[tuple[str, Loaded]], data: Dataset, host: str) -> FastAPI:
     """`models` by the name that is shown, all of one shape; `data` for its test images."""
     app = FastAPI(title="mnist_sweep demo", docs_url=None, redoc_url=None, openapi_url=None)
+    if host in LOCAL:  # other pages of the browser cannot pretend to be this one
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL)
     shape, is_digit = models[0][1].shape, models[0][1].is_of_digits
+    for _, model in models:  # a first answer takes longer
+        model.probabilities(np.zeros((1, *shape), np.uint8))
 
     @app.get("/", response_class=HTMLResponse)
     def page() -> str:
