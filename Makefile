@@ -18,7 +18,7 @@ sweep: setup
 	$(BIN)/python -m mnist_sweep -m model=simple,deeper,vgg trainer=quick
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not browser"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not browser"
 
 # In Debian's Chromium. MNIST_SWEEP_SCREENSHOTS=docs/images renews the pictures of the documents.
 test-browser: setup

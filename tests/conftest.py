@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,11 @@ SMALL = [
 torch.set_num_threads(1)  # the tests run side by side
 
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(
+        key=lambda item: -slow[item.path]
+    )  # the long files first: two processes end together
     for item in items:
         if item.get_closest_marker("mnist") and not HAS_MNIST:
             item.add_marker(pytest.mark.skip(reason="needs MNIST_SWEEP_DATA"))

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import engine
 import optuna
+import pytest
 from engine import n_done, run, start, states, trials
 from optuna.trial import TrialState
 
 from mnist_sweep.sweep import storage
+
+pytestmark = pytest.mark.slow
 
 
 def params(found: list[optuna.trial.FrozenTrial]) -> list[dict[str, object]]:
