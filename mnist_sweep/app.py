@@ -64,6 +64,17 @@ def main(task: Callable[[], Any] = task) -> None:
         sys.exit(130)
 
 
+def tool(config_name: str, do: Callable[[DictConfig], None]) -> None:
+    """The command line of a tool: `do` with what conf/<config_name>.yaml and the arguments make."""
+
+    @hydra.main(config_path=str(config.CONF_DIR), config_name=config_name)
+    def task(cfg: DictConfig) -> None:
+        with mistakes_told():
+            do(cfg)
+
+    main(task)
+
+
 def name_the_model() -> None:
     """`model=` and `models=a,b` of the tools that use trained ones.
 

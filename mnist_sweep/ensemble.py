@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import hydra
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from numpy.typing import NDArray
@@ -216,14 +215,8 @@ def combine(cfg: DictConfig) -> None:
             log.info("registered as model %s", cfg.model_name)
 
 
-@hydra.main(config_path=str(config.CONF_DIR), config_name="ensemble")
-def task(cfg: DictConfig) -> None:
-    with app.mistakes_told():
-        combine(cfg)
-
-
 def main() -> None:
-    app.main(task)
+    app.tool("ensemble", combine)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-import hydra
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -68,8 +67,8 @@ def evaluate(cfg: DictConfig) -> None:
     probabilities = model.probabilities(data.test.images.numpy())
     found = summary(probabilities, labels)
     log.info("%s on %s test images of %s", model.origin.name, f"{len(labels):,}", data.name)
-    log.info("accuracy %.2f %%, loss %.4f, calibration error %.4f", 100 * found["test/accuracy"],
-             found["test/loss"], found["test/ece"])  # fmt: skip
+    percent, loss, ece = 100 * found["test/accuracy"], found["test/loss"], found["test/ece"]
+    log.info("accuracy %.2f %%, loss %.4f, calibration error %.4f", percent, loss, ece)
     matrix = metrics.confusion_matrix(probabilities.argmax(1), labels, len(data.classes))
     log.info(_per_class(matrix, data))
     robustness: Robustness = {}
@@ -150,8 +149,7 @@ def _write(
     probabilities: NDArray[np.float32],
     robustness: Robustness,
 ) -> None:
-    n_wrong = int(matrix.sum() - matrix.trace())
-    title = f"{n_wrong} of {matrix.sum():,} test images of {data.name} are taken for another"
+    title = figures.taken_for_another(matrix, data.name)
     figures.confusion_matrix(matrix, data.classes, title).savefig(folder / "confusion_matrix.png")
     labels = data.test.labels.numpy()
     figures.calibration(probabilities, labels).savefig(folder / "calibration.png")
@@ -167,15 +165,9 @@ def _write(
         writer.writerows([n, s, a] for n, found in robustness.items() for s, a in found.items())
 
 
-@hydra.main(config_path=str(config.CONF_DIR), config_name="evaluate")
-def task(cfg: DictConfig) -> None:
-    with app.mistakes_told():
-        evaluate(cfg)
-
-
 def main() -> None:
     app.name_the_model()
-    app.main(task)
+    app.tool("evaluate", evaluate)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-import hydra
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from rich.table import Table
 
-from mnist_sweep import app, config, console
+from mnist_sweep import app, console
 from mnist_sweep.errors import UserError
 from mnist_sweep.loading import ABOUT, Loaded, check_fits, data_of, load
 from mnist_sweep.promote import median_ms
@@ -41,12 +40,7 @@ def export(cfg: DictConfig) -> None:
         warnings.simplefilter("ignore")  # of torch's exporters, about themselves
         ask = {"onnx": onnx, "pt2": pt2, "torchscript": torchscript}[cfg.format](model, path)
     images = data.train.images[:N_IMAGES].numpy().astype(np.float32) / np.float32(255)
-
-    def original(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            found: NDArray[np.float32] = model.model(torch.from_numpy(pixels)).numpy()
-        return found
-
+    original = _asked(model.model)
     difference = float(np.abs(original(images) - ask(images)).max())
     table = Table("", "MB", "ms, 1 image", "ms, 100 images", box=None, pad_edge=False)
     sizes = {"model": model.origin.n_bytes, str(path): path.stat().st_size}
@@ -106,15 +100,9 @@ def _example(model: Loaded) -> torch.Tensor:
     return torch.zeros(2, *model.shape)  # of one, the exporters take the batch for fixed
 
 
-@hydra.main(config_path=str(config.CONF_DIR), config_name="export")
-def task(cfg: DictConfig) -> None:
-    with app.mistakes_told():
-        export(cfg)
-
-
 def main() -> None:
     app.name_the_model()
-    app.main(task)
+    app.tool("export", export)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,12 @@ def confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str], title: s
     return figure
 
 
+def taken_for_another(matrix: NDArray[np.int64], data_name: str) -> str:
+    """What a confusion matrix shows, as its title."""
+    n_wrong = int(matrix.sum() - matrix.trace())
+    return f"{n_wrong} of {matrix.sum():,} test images of {data_name} are taken for another"
+
+
 def per_class(matrix: NDArray[np.int64], classes: Sequence[str], title: str) -> Figure:
     """Precision, recall and F1 of each class, of a confusion matrix [n_classes, n_classes]."""
     n = len(classes)
@@ -181,8 +187,8 @@ def of_run(
     predicted = probabilities.argmax(1)
     matrix = metrics.confusion_matrix(predicted, labels, len(classes))
     wrong = np.flatnonzero(predicted != labels)
-    n_wrong = f"{len(wrong)} of {len(labels):,} test images of {data_name} are taken for another"
-    yield "confusion_matrix", confusion_matrix(matrix, classes, n_wrong)
+    title = taken_for_another(matrix, data_name)
+    yield "confusion_matrix", confusion_matrix(matrix, classes, title)
     if which == "few":
         return
 

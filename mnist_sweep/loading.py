@@ -23,10 +23,10 @@ from mnist_sweep import checkpoint, config, models, recorded, registry, tracking
 from mnist_sweep.data import Dataset
 from mnist_sweep.errors import UserError
 from mnist_sweep.train import load_data
+from mnist_sweep.trainer import EVAL_BATCH_SIZE
 
 DIGITS = tuple("0123456789")
 ABOUT = "mnist_sweep.json"  # inside an exported .pt2
-BATCH_SIZE = 125  # stays in a CPU's cache
 TRAIN_ONE = "python -m mnist_sweep trains one"
 
 
@@ -55,8 +55,8 @@ class Loaded:
         """[N, n_classes] for images [N, C, H, W]."""
         found = []
         with torch.inference_mode():
-            for first in range(0, len(images), BATCH_SIZE):
-                batch = torch.from_numpy(images[first : first + BATCH_SIZE]).float() / 255
+            for first in range(0, len(images), EVAL_BATCH_SIZE):
+                batch = torch.from_numpy(images[first : first + EVAL_BATCH_SIZE]).float() / 255
                 found.append(self.model(batch).softmax(1).numpy())
         return np.concatenate(found) if found else np.zeros((0, len(self.classes)), np.float32)
 
@@ -96,8 +96,7 @@ def data_of(cfg: DictConfig, loaded: Loaded) -> Dataset:
     found = OmegaConf.create()
     if origin.run_id is not None:
         uri = tracking.store_uri(cfg.tracking.uri, cfg.store)
-        with recorded.artifact(uri, origin.run_id, "config.yaml") as path:
-            found = OmegaConf.load(path)  # type: ignore[assignment]
+        found = recorded.config_of(uri, origin.run_id)
     elif settings.is_file():
         found = OmegaConf.load(settings)  # type: ignore[assignment]
     return load_data(found.get("data", cfg.data))  # an ensemble has none

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 
 from mnist_sweep import figures, metrics, recorded
 from mnist_sweep.data import Dataset
@@ -87,8 +86,7 @@ def picture_of_hardest(members: Members, data: Dataset) -> Figure:
 
 def test_data(uri: str, members: Members) -> Dataset | None:
     """The data that the members were made of, for the pictures; None where its files are gone."""
-    with recorded.artifact(uri, members.run_ids[0], "config.yaml") as path:
-        cfg = OmegaConf.load(path)
+    cfg = recorded.config_of(uri, members.run_ids[0])
     cfg.data.on_missing = "embedded" if cfg.data.name == "mnist" else "error"
     try:
         data = load_data(cfg.data)

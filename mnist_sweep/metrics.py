@@ -67,6 +67,9 @@ def calibration(
     return bins, float((gap * bins.n_images).sum() / len(labels))
 
 
+NOISE = 0.05  # p-value above which a difference counts as noise
+
+
 def mcnemar(right: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
     """p-value that two models are equally accurate, of the images [N] that only one gets right.
 

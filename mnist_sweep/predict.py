@@ -12,12 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from mnist_sweep import app, config
+from mnist_sweep import app
 from mnist_sweep.errors import UserError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
@@ -107,13 +106,11 @@ def main() -> None:
     ]
     sys.argv[1:] = [a for a in sys.argv[1:] if a not in paths]
 
-    @hydra.main(config_path=str(config.CONF_DIR), config_name="predict")
-    def task(cfg: DictConfig) -> None:
-        with app.mistakes_told():
-            if predict(cfg, paths):
-                sys.exit(1)
+    def do(cfg: DictConfig) -> None:
+        if predict(cfg, paths):
+            sys.exit(1)
 
-    app.main(task)
+    app.tool("predict", do)
 
 
 if __name__ == "__main__":

@@ -6,20 +6,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import hydra
 import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from rich.table import Table
 
-from mnist_sweep import app, config, console, metrics, registry, tracking
+from mnist_sweep import app, console, metrics, registry, tracking
 from mnist_sweep.data import Split
 from mnist_sweep.errors import UserError
 from mnist_sweep.loading import Loaded, check_fits, data_of, load
 
 log = logging.getLogger("mnist_sweep.promote")  # not __main__, of which Hydra shows nothing
 
-NOISE = 0.05  # p-value above which the challenger's lead counts as noise
 CALLS = 30  # whose median is the latency
 
 
@@ -60,7 +58,7 @@ def promote(cfg: DictConfig) -> None:
         old, new = right[registry.CHAMPION], right[registry.CHALLENGER]
         p = metrics.mcnemar(old, new)
         wins, why = (
-            bool(new.mean() > old.mean() and p < NOISE),
+            bool(new.mean() > old.mean() and p < metrics.NOISE),
             f"McNemar's exact test: p = {p:.2g}",
         )
     if wins or cfg.force:
@@ -100,14 +98,8 @@ def median_ms(ask: Callable[[NDArray[Any]], Any], images: NDArray[Any]) -> float
     return 1000 * statistics.median(seconds[1:])
 
 
-@hydra.main(config_path=str(config.CONF_DIR), config_name="promote")
-def task(cfg: DictConfig) -> None:
-    with app.mistakes_told():
-        promote(cfg)
-
-
 def main() -> None:
-    app.main(task)
+    app.tool("promote", promote)
 
 
 if __name__ == "__main__":

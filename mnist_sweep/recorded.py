@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from mnist_sweep.errors import UserError
@@ -101,6 +102,14 @@ def artifact(uri: str, run_id: str, name: str) -> Iterator[Path]:
         yield Path(path)
 
 
+def config_of(uri: str, run_id: str) -> DictConfig:
+    """The configuration that a run recorded. Raises UserError without it."""
+    with artifact(uri, run_id, "config.yaml") as path:
+        found = OmegaConf.load(path)
+    assert isinstance(found, DictConfig)
+    return found
+
+
 @contextmanager
 def model_folder(uri: str, model_uri: str) -> Iterator[tuple[Path, Model]]:
     """A logged or registered model on this machine while the block lasts, and what is known of it.
@@ -122,10 +131,10 @@ def best_of_last_sweep(uri: str, models: Sequence[str]) -> dict[str, str]:
     """The id of the best run of each model in the last sweep. Raises UserError where one is missing."""
     client = MlflowClient(uri)
     experiments = [e.experiment_id for e in client.search_experiments()]
-    sweeps = client.search_runs(experiments, "tags.kind = 'sweep'", max_results=1)
-    if not sweeps:
+    last = _last_sweep(client, experiments)
+    if last is None:
         raise UserError(f"no sweep in {uri}; python -m mnist_sweep -m model={','.join(models)}")
-    sweep, found = sweeps[0].data.tags["sweep"], {}
+    sweep, found = last.data.tags["sweep"], {}
     for model in models:
         query = (
             f"tags.sweep = '{sweep}' AND tags.model = '{model}' AND attributes.status = 'FINISHED' "
@@ -138,6 +147,12 @@ def best_of_last_sweep(uri: str, models: Sequence[str]) -> dict[str, str]:
             raise UserError(f"models={model}: the last sweep, {sweep}, has no trained model of it")
         found[model] = best.info.run_id
     return found
+
+
+def _last_sweep(client: MlflowClient, experiments: list[str]) -> Run | None:
+    """The summary run of the sweep that began last."""
+    found = client.search_runs(experiments, "tags.kind = 'sweep'", max_results=1)
+    return found[0] if found else None
 
 
 def newest_run(uri: str) -> str | None:
@@ -196,11 +211,11 @@ def first_pages(uri: str, n_best: int) -> dict[str, str]:
     if not ids:
         return {"all runs": "/#/experiments"}
     found = {"all runs": runs_page(ids[0])}
-    sweeps = client.search_runs(ids, "tags.kind = 'sweep'", max_results=1)
-    if sweeps:
-        experiment_id, name = sweeps[0].info.experiment_id, sweeps[0].data.tags["sweep"]
+    last = _last_sweep(client, ids)
+    if last is not None:
+        experiment_id, name = last.info.experiment_id, last.data.tags["sweep"]
         found[f"sweep {name}"] = runs_page(experiment_id, name)
-        best = best_trials(client, sweeps[0], n_best)
+        best = best_trials(client, last, n_best)
         if len(best) > 1:
             found[f"its best {len(best)}"] = comparison_page(experiment_id, best)
     return found

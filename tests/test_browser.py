@@ -1,20 +1,16 @@
 """The report and MLflow's pages as a person sees them, in a real browser."""
 
-import os
-import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import engine
 import pytest
 from browser import opened
 from conftest import ROOT, environment, recorded
 from playwright.sync_api import expect
 from test_demo import draw, served
-from test_ui import answers
+from test_ui import running
 
 pytestmark = pytest.mark.browser
 
@@ -41,26 +37,9 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def links(swept: Path) -> Iterator[dict[str, str]]:
     """What `mnist_sweep.ui` prints, while it runs."""
-    ui = subprocess.Popen(
-        [sys.executable, "-m", "mnist_sweep.ui", "--store", str(swept), "--port", "5317"],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        printed: dict[str, str] = {}
-        while not (line := ui.stdout.readline()).startswith("Ctrl-C"):
-            assert line, "the server ended"
-            what, _, link = line.partition(": http")
-            printed[what] = f"http{link.strip()}"
-        base = re.match(r"http://127\.0\.0\.1:\d+", printed["all runs"]).group()
-        engine.wait_for(lambda: answers(f"{base}/health"))
-        yield {**printed, "base": base}
-    finally:
-        os.kill(ui.pid, signal.SIGINT)
-        ui.wait(30)
+    with running(swept, "5317") as (lines, base):
+        links = dict(line.strip().split(": ", 1) for line in lines)
+        yield {**links, "base": base}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

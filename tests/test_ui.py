@@ -6,6 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -15,33 +17,43 @@ from conftest import ROOT, SMALL, environment, succeed
 UI = [sys.executable, "-m", "mnist_sweep.ui", "--store"]
 
 
+@contextmanager
+def running(store: Path, port: str) -> Iterator[tuple[list[str], str]]:
+    """The lines that the UI prints and its address, from its first answer to Ctrl-C."""
+    ui = subprocess.Popen(
+        [*UI, store, "--port", port],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        lines = []
+        while (line := ui.stdout.readline()) != "Ctrl-C ends it\n":
+            assert line, "the server ended"
+            lines.append(line)
+        base = re.search(r"http://127\.0\.0\.1:\d+", "".join(lines)).group()
+        engine.wait_for(lambda: answers(f"{base}/health"))
+        yield lines, base
+    finally:
+        os.kill(ui.pid, signal.SIGINT)
+        ui.wait(30)
+
+
 def test_ui_serves_the_runs_and_ends_with_all_its_children(store: Path) -> None:
     succeed(*SMALL, "model=mlp", store=store)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        ui = subprocess.Popen(
-            [*UI, store, "--port", port],
-            cwd=ROOT,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            lines = list(iter(ui.stdout.readline, "Ctrl-C ends it\n"))
+        with running(store, port) as (lines, base):
             assert "is taken" in lines[0]
-            base = re.search(r"http://127\.0\.0\.1:\d+", "".join(lines)).group()
             assert not base.endswith(f":{port}")
-            engine.wait_for(lambda: answers(f"{base}/health"))
             found = urlopen(
                 f"{base}/api/2.0/mlflow/experiments/get-by-name?experiment_name=mnist_sweep"
             )
             assert b"mnist_sweep" in found.read()
-        finally:
-            os.kill(ui.pid, signal.SIGINT)
-            ui.wait(30)
     engine.wait_for(lambda: not answers(f"{base}/health"), 10)
 
 

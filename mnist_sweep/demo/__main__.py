@@ -3,11 +3,10 @@
 import logging
 from contextlib import suppress
 
-import hydra
 import uvicorn
 from omegaconf import DictConfig
 
-from mnist_sweep import app, config, recorded, tracking
+from mnist_sweep import app, recorded, tracking
 from mnist_sweep.demo.server import make_app
 from mnist_sweep.errors import UserError
 from mnist_sweep.loading import Loaded, data_of, load
@@ -39,15 +38,9 @@ def chosen(cfg: DictConfig) -> list[tuple[str, Loaded]]:
     return [(name, load(cfg, run_id)) for name, run_id in runs.items()]
 
 
-@hydra.main(config_path=str(config.CONF_DIR), config_name="demo")
-def task(cfg: DictConfig) -> None:
-    with app.mistakes_told():
-        demo(cfg)
-
-
 def main() -> None:
     app.name_the_model()
-    app.main(task)
+    app.tool("demo", demo)
 
 
 if __name__ == "__main__":

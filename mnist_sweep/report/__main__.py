@@ -3,11 +3,10 @@
 import logging
 from pathlib import Path
 
-import hydra
 import optuna
 from omegaconf import DictConfig
 
-from mnist_sweep import app, config, tracking
+from mnist_sweep import app, tracking
 from mnist_sweep.errors import UserError, did_you_mean
 from mnist_sweep.report import page
 from mnist_sweep.sweep import results, storage
@@ -53,14 +52,8 @@ def load_study(url: str, name: str) -> optuna.Study:
     return study
 
 
-@hydra.main(config_path=str(config.CONF_DIR), config_name="report")
-def task(cfg: DictConfig) -> None:
-    with app.mistakes_told():
-        report(cfg)
-
-
 def main() -> None:
-    app.main(task)
+    app.tool("report", report)
 
 
 if __name__ == "__main__":

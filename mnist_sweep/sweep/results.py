@@ -21,7 +21,6 @@ from mnist_sweep.sweep import storage
 from mnist_sweep.sweep.storage import trials
 
 ABOUT = "about"  # user attribute of a study: how it was asked for
-NOISE = 0.05  # p-value above which a difference counts as noise
 AT_THE_EDGE = 0.05  # of the width of an interval
 OVERFIT = 0.01  # accuracy of training above that of validation
 
@@ -128,7 +127,7 @@ def verdict(found: Sequence[Configuration], about: About, right: Right) -> list[
     how, p = _test(first, second, metric, right)
     if p is None:
         says = f"whether that is more than noise cannot be said: {how}"
-    elif p < NOISE:
+    elif p < metrics.NOISE:
         says = f"more than noise ({how}, p = {p:.2g})"
     else:
         says = f"that may be noise ({how}, p = {p:.2g})"

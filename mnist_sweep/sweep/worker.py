@@ -42,9 +42,8 @@ class Plan:
     """What the driver decided, the same for all workers; pickled."""
 
     invocation: str  # names this call of the command
-    failed_before: frozenset[
-        int
-    ]  # numbers of trials; by time, the clocks of hosts would have to agree
+    # Numbers of trials; by time, the clocks of hosts would have to agree.
+    failed_before: frozenset[int]
     study_name: str
     storage_url: str
     space: Space
