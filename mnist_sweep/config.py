@@ -132,6 +132,12 @@ class TrainerConfig:
     grad_clip: float | None = None  # largest norm of the whole gradient
     label_smoothing: float = 0.0
     ema_decay: float | None = None  # weights averaged over the steps are validated, kept and saved
+    micro_batch_size: int | None = None  # images of a pass; the gradients of a batch add up
+    skip_easiest: float = (
+        0.0  # share of a batch, by its loss, that is left out of the backward pass
+    )
+    resize_from: float = 1.0  # height and width in the first epoch, as a share of the whole ...
+    resize_epochs: float = 0.5  # ... which they reach after this share of the epochs
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     resume: str | None = None  # directory of the run to go on with
 
@@ -306,9 +312,12 @@ def check(cfg: DictConfig) -> None:
     need(cfg.data.val_size >= 1, "data.val_size", "expected at least 1")
     need(cfg.data.train_size is None or cfg.data.train_size >= 1, "data.train_size", "at least 1")
     need(cfg.trainer.max_epochs >= 1, "trainer.max_epochs", "expected at least 1")
-    smoothing = cfg.trainer.label_smoothing
-    need(0 <= smoothing < 1, "trainer.label_smoothing", "expected 0 or more and below 1")
-    for key in ("trainer.max_minutes", "trainer.grad_clip", "trainer.early_stopping.patience"):
+    for key in ("trainer.label_smoothing", "trainer.skip_easiest"):
+        need(0 <= OmegaConf.select(cfg, key) < 1, key, "expected 0 or more and below 1")
+    for key in ("trainer.resize_from", "trainer.resize_epochs"):
+        need(0 < OmegaConf.select(cfg, key) <= 1, key, "expected a share above 0, at most 1")
+    above_zero = ("max_minutes", "grad_clip", "micro_batch_size", "early_stopping.patience")
+    for key in (f"trainer.{name}" for name in above_zero):
         value = OmegaConf.select(cfg, key)
         need(value is None or value > 0, key, "expected null or a number above 0")
     need(cfg.seed >= 0, "seed", "expected 0 or more")

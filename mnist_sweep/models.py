@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
@@ -84,11 +85,13 @@ class CNN(nn.Sequential):
         if logits_batch_norm:
             layers.append(nn.BatchNorm1d(n_classes))
         super().__init__(*layers)
+        self.features = (size[0], size[1])  # height and width at the Flatten
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """In training a pool comes before the ReLU in front of it: the same function and gradient.
 
-        It leaves ReLU a quarter of the numbers, and `simple` a seventh less to do.
+        It leaves ReLU a quarter of the numbers, and `simple` a seventh less to do. Smaller images
+        (progressive resizing) are stretched where the linear layers want a fixed number of features.
         """
         layers = list(self)
         if self.training:
@@ -96,6 +99,8 @@ class CNN(nn.Sequential):
                 if isinstance(layers[i - 1], nn.ReLU) and isinstance(layers[i], nn.MaxPool2d):
                     layers[i - 1], layers[i] = layers[i], layers[i - 1]
         for layer in layers:
+            if isinstance(layer, nn.Flatten) and images.shape[2:] != self.features:
+                images = F.adaptive_avg_pool2d(images, self.features)
             images = layer(images)
         return images
 

@@ -17,18 +17,12 @@ from torch.optim import Optimizer
 
 from mnist_sweep import config, console, interrupt, metrics, models, provenance
 from mnist_sweep import data as datasets
+from mnist_sweep.backward import Augment
 from mnist_sweep.data import Dataset
 from mnist_sweep.device import autocast_dtype, describe, pick_device
 from mnist_sweep.errors import UserError
 from mnist_sweep.reporting import REPORTER, TAGS
-from mnist_sweep.trainer import (
-    Augment,
-    Evaluation,
-    NullTracker,
-    State,
-    Tracker,
-    Trainer,
-)
+from mnist_sweep.trainer import Evaluation, NullTracker, State, Tracker, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +93,13 @@ def build_trainer(cfg: DictConfig, model: nn.Module, data: Dataset, directory: P
     if cfg.data.batch_size > n_train:
         raise UserError(
             f"data.batch_size={cfg.data.batch_size} is larger than the {n_train} training images"
+        )
+    if n_train % cfg.data.batch_size == 1 and any(
+        isinstance(layer, nn.BatchNorm1d) for layer in model.modules()
+    ):
+        raise UserError(
+            f"data.batch_size={cfg.data.batch_size} leaves one of {n_train} images for the last batch, "
+            "of which this model's batch norm has no variance; take another size"
         )
     # fused: one kernel for all parameters, on the CPU too; left out where an optimizer has none
     optimizer = config.build(cfg.optimizer, model.parameters(), fused=device.type != "mps")

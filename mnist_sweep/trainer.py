@@ -4,7 +4,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -18,8 +17,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from mnist_sweep import checkpoint, console
+from mnist_sweep.backward import Augment, Backward
 from mnist_sweep.config import TrainerConfig
-from mnist_sweep.data import Dataset, Split, batches, to_float
+from mnist_sweep.data import Dataset, Split, batches
 from mnist_sweep.ema import Average
 from mnist_sweep.errors import UserError
 from mnist_sweep.interrupt import Deferred
@@ -33,10 +33,6 @@ LOOK_EVERY = 50  # steps between two looks at the clock, and on the CPU at the l
 # Adam's moments of a weight whose gradient stays 0 decay into denormals, on which a CPU computes
 # slowly: +9 % a step of `simple` from step 750 on. At import, for threads of torch inherit it at birth.
 torch.set_flush_denormal(True)
-
-
-# images [N, C, H, W] float32 in 0..1 -> the same, with draws from the generator
-Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 
 class Tracker(Protocol):
@@ -135,7 +131,6 @@ class Trainer:
     ) -> None:
         self.model, self.optimizer, self.schedule, self.data = model, optimizer, schedule, data
         self.settings, self.interval, self.batch_size = settings, interval, batch_size
-        self.augment, self.autocast_dtype = augment, autocast_dtype
         self.objective, self.sign = objective, 1 if maximize else -1
         self.directory = directory
         self.device = data.train.images.device
@@ -145,8 +140,14 @@ class Trainer:
         )
         self.average = None if settings.ema_decay is None else Average(model, settings.ema_decay)
         self.judged = model if self.average is None else self.average.model  # for validation
-        self.forward = torch.compile(model) if settings.compile else model
-        self.forward_judged = self.forward if self.average is None else self.judged
+        self.backward = Backward(
+            model,
+            settings,
+            augment=augment,
+            autocast_dtype=autocast_dtype,
+            scaler=self.scaler,
+            generator=self.generator,
+        )
         self.state = State()
         self._partial: PartialEpoch | None = None
         self._signals = Deferred()
@@ -189,7 +190,7 @@ class Trainer:
         logits = []
         with torch.inference_mode():
             for images, _ in batches(split, EVAL_BATCH_SIZE):
-                logits.append(self.forward_judged(images))
+                logits.append(self.judged(images))
         joined = torch.cat(logits)  # [N, n_classes]
         loss = F.cross_entropy(joined, split.labels)
         accuracy = (joined.argmax(1) == split.labels).float().mean()
@@ -244,6 +245,7 @@ class Trainer:
         )
         self._partial = partial
         self.model.train()
+        self.backward.scale = self._image_scale()
         before, started = partial.seconds, time.monotonic()
         limit = self.settings.max_minutes
         with console.epoch_bar(self.state.epoch + 1, self.settings.max_epochs, n) as bar:
@@ -275,17 +277,16 @@ class Trainer:
             "images_per_s": n_seen / seconds,
         }
 
+    def _image_scale(self) -> float:
+        """Progressive resizing: from `resize_from` in the first epoch evenly up to 1 after its share."""
+        grown = self.state.epoch / (self.settings.resize_epochs * self.settings.max_epochs)
+        return self.settings.resize_from + (1 - self.settings.resize_from) * min(1, grown)
+
     def _step(self, indices: torch.Tensor, correct: torch.Tensor) -> torch.Tensor:
         """One step on the images at `indices` [B]: the loss, and `correct` counted up, both unread."""
-        images = to_float(self.data.train.images[indices])
-        labels = self.data.train.labels[indices]
-        if self.augment is not None:
-            images = self.augment(images, self.generator)
-        with self._autocast():
-            logits = self.forward(images)
-            loss = F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        train = self.data.train
+        loss, n_right = self.backward(train.images[indices], train.labels[indices])
         if self.settings.grad_clip is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
@@ -295,13 +296,8 @@ class Trainer:
             self.average.update(self.model)
         if self.schedule is not None and self.interval == "step":
             self.schedule.step()  # type: ignore[call-arg]  # never ReduceLROnPlateau
-        correct += (logits.detach().argmax(1) == labels).sum()
-        return loss.detach()
-
-    def _autocast(self) -> Any:
-        if self.autocast_dtype is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.autocast_dtype)
+        correct += n_right
+        return loss
 
     def _check_finite(self, partial: PartialEpoch) -> None:
         bad = torch.nonzero(~torch.isfinite(partial.losses[: partial.step]))

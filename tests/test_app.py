@@ -51,6 +51,8 @@ def test_composition_mistake_creates_nothing(
         (["data.val_size=4500"], ["val_size=4500", "4500 training images"]),
         (["data.batch_size=0", "seed=-1"], ["data.batch_size=0", "at least 1", "seed=-1"]),
         (["data.batch_size=101"], ["data.batch_size=101", "100 training images"]),
+        (["model=m3", "data.batch_size=33"], ["data.batch_size=33", "one of 100", "batch norm"]),
+        (["trainer.skip_easiest=1", "trainer.resize_from=0"], ["skip_easiest=1", "resize_from=0"]),
         (["objective=val/acuracy"], ["did you mean 'val/accuracy'?", "val/loss"]),
         (["objective=val/loss"], ["direction=maximize", "minimize"]),
         (["trainer.early_stopping.patience=0"], ["patience=0"]),

@@ -327,3 +327,24 @@ def test_evaluate_weighs_every_image_the_same(tmp_path: Path) -> None:
     expected = nn.functional.cross_entropy(logits, DATA.train.labels)
     assert found.loss == pytest.approx(expected.item(), abs=1e-6)
     assert found.accuracy == (logits.argmax(1) == DATA.train.labels).float().mean().item()
+
+
+class Sizes(nn.Module):
+    """Notes the height of the images it is trained on and judged on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(2))
+        self.seen: dict[bool, list[int]] = {True: [], False: []}  # by self.training
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen[self.training].append(images.shape[2])
+        return torch.zeros(len(images), 2) + self.bias
+
+
+def test_images_grow_over_the_epochs_and_are_judged_whole(tmp_path: Path) -> None:
+    model = Sizes()
+    settings = TrainerConfig(max_epochs=6, resize_from=0.5, resize_epochs=0.75)
+    toy(tmp_path, model=model, settings=settings, batch_size=N_TRAIN).fit(Journal(), NullReporter())
+    assert model.seen[True] == [2, 2, 3, 3, 4, 4]  # of 0.5, 0.61, 0.72, 0.83, 0.94 and 1 times 4
+    assert set(model.seen[False]) == {4}
