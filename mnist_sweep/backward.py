@@ -55,11 +55,11 @@ class Backward:
             return self._learn(images, labels)
         with torch.no_grad(), self._autocast():
             logits = self.forward(images)
-            losses = self._loss(logits, labels, "none")
+            losses, n_right = self._loss(logits, labels, "none"), _n_right(logits, labels)
         n_skipped = min(round(self.settings.skip_easiest * len(images)), len(images) - 1)
         hardest = losses.topk(len(images) - n_skipped).indices
         self._learn(images[hardest], labels[hardest])
-        return losses.mean(), _n_right(logits, labels)
+        return losses.mean(), n_right
 
     def _learn(
         self, images: torch.Tensor, labels: torch.Tensor

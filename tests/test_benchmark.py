@@ -10,13 +10,19 @@ from conftest import ROOT, environment
 
 from mnist_sweep.benchmark.measure import Row, medians
 
+TRAINED = ("simple", "deeper", "vgg")
+
 
 @pytest.mark.parametrize(
     ("part", "expected"),
     [
-        ("startup", ["start-up: --help", "start-up: a config error"]),
+        ("startup", ["start-up: --help", "start-up: a config error", "start-up: a run"]),
         ("memory", ["memory"]),
-        ("training", [f"training {m}" for m in ("simple", "deeper", "vgg") for _ in range(2)]),
+        (
+            "training",
+            [f"training {m}" for m in ("simple", "deeper", "vgg") for _ in range(2)]
+            + ["training vgg in"] * 2,
+        ),
         ("fast99", ["fast99"] * 3),
         ("tracking", ["tracking"]),
         pytest.param("sweep", ["sweep: "] * 6, marks=pytest.mark.slow),

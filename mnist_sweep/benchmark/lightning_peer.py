@@ -14,19 +14,30 @@ from torchvision.transforms import ToTensor
 
 from mnist_sweep.benchmark.training import BATCH_SIZE, build, write_idx
 
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
 
 class Module(lightning.LightningModule):  # type: ignore[misc, no-any-unimported]
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, lr: float = 1e-3) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.lr = model, lr
         self.seconds = 0.0
 
     def training_step(self, batch: Any, _index: int) -> torch.Tensor:
         images, labels = batch
         return F.cross_entropy(self.model(images), labels)
 
+    def validation_step(self, batch: Any, _index: int) -> None:
+        images, labels = batch
+        self.log("val_accuracy", (self.model(images).argmax(1) == labels).float().mean())
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters())
+        return torch.optim.Adam(self.parameters(), self.lr)
 
     def on_train_epoch_start(self) -> None:
         self.started = time.monotonic()
@@ -42,8 +53,7 @@ def main(model: str, n_images: str, folder: str) -> None:
         write_idx(data, raw)
     loader = DataLoader(MNIST(folder, transform=ToTensor()), batch_size=BATCH_SIZE, shuffle=True)
     module = Module(net)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    lightning.Trainer(max_epochs=2, enable_model_summary=False, **quiet).fit(module, loader)
+    lightning.Trainer(max_epochs=2, **QUIET).fit(module, loader)
     print(len(data.train) / module.seconds)
 
 

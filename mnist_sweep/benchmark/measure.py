@@ -51,6 +51,7 @@ class Sizes:
     trials: int  # of the sweep that is recorded
     uneven_seeds: int  # times the four lengths of the uneven trials
     uneven_images: int
+    searched: tuple[int, int]  # trials and images of the searches that are compared
     filled: tuple[int, int]  # which trials of a long study are timed
     reported: int  # runs of the sweep whose report is timed
 
@@ -63,6 +64,7 @@ FULL = Sizes(
     trials=22,
     uneven_seeds=10,
     uneven_images=2000,
+    searched=(30, 4000),
     filled=(1000, 5000),
     reported=2000,
 )
@@ -74,6 +76,7 @@ QUICK = Sizes(
     trials=3,
     uneven_seeds=1,
     uneven_images=100,
+    searched=(2, 100),
     filled=(25, 35),
     reported=12,
 )
@@ -86,11 +89,14 @@ def medians(turns: Mapping[str, Callable[[], float]], n: int) -> dict[str, float
 
 
 def call(
-    *arguments: str, program: Sequence[str] = ("-m", "mnist_sweep"), exit_code: int = 0
+    *arguments: str,
+    program: Sequence[str] = ("-m", "mnist_sweep"),
+    exit_code: int = 0,
+    python: str = sys.executable,
 ) -> float:
     """The command line in a process of its own: seconds. Raises RuntimeError on another exit code."""
     started = time.monotonic()
-    command = [sys.executable, *program, *arguments]
+    command = [python, *program, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.monotonic() - started
     if done.returncode != exit_code:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -27,6 +28,31 @@ def startup(sizes: Sizes, folder: Path) -> Iterator[Row]:
     }
     for what, seconds in medians(turns, sizes.turns).items():
         yield Row(f"start-up: {what}", "s", seconds, bar=1.5)
+    cold_s = medians({"run": partial(to_first_step_s, folder / "runs")}, sizes.turns)["run"]
+    yield Row("start-up: a run, to its first step", "s", cold_s, bar=5.0)
+
+
+def to_first_step_s(store: Path) -> float:
+    """Seconds from the start of a process to the first step of its run."""
+    started = time.time()
+    call("trainer.max_epochs=1", "data.train_size=640", f"store={store}")
+    return first_steps(store)[""] - started
+
+
+def first_steps(store: Path) -> dict[str, float]:
+    """Trial, "" for a run that is none -> time of its first step.
+
+    That is when its first epoch was recorded, less the length of the epoch.
+    """
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{store}/mlflow.db")
+    found = {}
+    for run in reversed(client.search_runs([e.experiment_id for e in client.search_experiments()])):
+        if run.data.tags.get("kind") != "sweep":
+            epoch = client.get_metric_history(run.info.run_id, "epoch_s")[0]
+            found[run.data.tags.get("trial", "")] = epoch.timestamp / 1000 - epoch.value
+    return found
 
 
 def memory(sizes: Sizes, folder: Path) -> Iterator[Row]:

@@ -4,11 +4,11 @@ import itertools
 import json
 import statistics
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mnist_sweep.benchmark.measure import FULL, Row, Sizes, call
+from mnist_sweep.benchmark.measure import Row, Sizes, call
+from mnist_sweep.benchmark.runs import first_steps
 
 IDLE = ("-c", "from mnist_sweep.benchmark.idle import task; task()")
 EMBEDDED = ["data=mnist5k", "model=simple"]
@@ -21,7 +21,6 @@ def sweeps(sizes: Sizes, folder: Path) -> Iterator[Row]:
     yield from engine(sizes, folder / "engine")
     yield from long_grid(sizes, folder / "grid")
     yield from recorded(sizes, folder / "recorded")
-    yield from uneven(sizes, folder / "uneven")
 
 
 def engine(sizes: Sizes, folder: Path) -> Iterator[Row]:
@@ -37,7 +36,7 @@ def engine(sizes: Sizes, folder: Path) -> Iterator[Row]:
     yield Row("sweep: engine a trial, of a task that does nothing", "s", tenth_s, bar=1.0)
     for n, bar in zip(sizes.filled, (2.0, 4.0), strict=True):
         study = open_study(folder, "idle")
-        found = study.get_trials(deepcopy=False)
+        found = trials_of(folder, "idle")
         study.add_trials([found[0]] * (n - 6 - len(found)))
         nth_s = seconds_a_trial(n)
         yield Row(f"sweep: engine, trial {n:,} against trial 10", "s", nth_s, tenth_s, bar)
@@ -77,30 +76,10 @@ def recorded(sizes: Sizes, folder: Path) -> Iterator[Row]:
     call(*arguments, f"sweep.n_trials={sizes.trials}")
     seconds = statistics.median(engine_s(folder, "recorded")[1:])
     yield Row("sweep: engine, test and record a trial, embedded data", "s", seconds, bar=1.0)
-
-
-def uneven(sizes: Sizes, folder: Path) -> Iterator[Row]:
-    """The same trials of 1 to 4 epochs on two jobs, by our engine and by Hydra's own plugins."""
-    n_trials = 4 * sizes.uneven_seeds
-    seeds = ",".join(map(str, range(sizes.uneven_seeds)))
-    trials = ["-m", f"seed={seeds}", "trainer.max_epochs=1,2,3,4", *EMBEDDED]
-    trials += [f"data.train_size={sizes.uneven_images}"]
-    stock = ["hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "hydra.sweeper.n_jobs=2"]
-    stock += ["hydra.sweeper.direction=maximize", f"hydra.sweeper.n_trials={n_trials}"]
-    stock += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    has_peer = find_spec("hydra_plugins.hydra_joblib_launcher") is not None
-    ours, peer = [], []
-    for turn in range(2 if sizes is FULL else 1):
-        ours.append(call(*trials, "sweep.n_jobs=2", f"store={folder}/{turn}", "sweep.name=ours"))
-        if has_peer:
-            peer.append(call(*trials, *stock, f"store={folder}/{turn}", "sweep.name=stock"))
-    yield Row(
-        f"sweep: {n_trials} uneven trials, 2 jobs, against hydra-optuna-sweeper + joblib",
-        "s",
-        statistics.median(ours),
-        statistics.median(peer) if peer else None,
-        bar=0.75 if peer else None,
-    )
+    begun = {str(t.number): t.datetime_start.timestamp() for t in trials_of(folder, "recorded")[1:]}
+    steps = first_steps(folder)
+    to_step_s = [steps[trial] - started for trial, started in begun.items()]
+    yield Row("sweep: a trial to its first step", "s", statistics.median(to_step_s), bar=0.3)
 
 
 def engine_s(store: Path, name: str) -> list[float]:
@@ -110,8 +89,12 @@ def engine_s(store: Path, name: str) -> list[float]:
     return [
         (after.datetime_complete - before.datetime_complete).total_seconds()
         - after.user_attrs[SUMMARY]["fit_s"]
-        for before, after in itertools.pairwise(open_study(store, name).get_trials(deepcopy=False))
+        for before, after in itertools.pairwise(trials_of(store, name))
     ]
+
+
+def trials_of(store: Path, name: str) -> Any:
+    return open_study(store, name).get_trials(deepcopy=False)
 
 
 def open_study(store: Path, name: str) -> Any:

@@ -2,7 +2,7 @@
 
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,33 +11,79 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.optim import Adam
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
 
 from mnist_sweep.benchmark.measure import Row, Sizes, compose, medians
-from mnist_sweep.data import Dataset
-from mnist_sweep.device import pick_device
+from mnist_sweep.data import Dataset, to_float
+from mnist_sweep.device import autocast_dtype, pick_device
 from mnist_sweep.reporting import NullReporter
 from mnist_sweep.train import build_model, build_trainer, load_data
 from mnist_sweep.trainer import NullTracker
 
 BATCH_SIZE = 64
+PEAK_MODEL = "vgg"  # whose time is nearly all arithmetic
 BARS = {"simple": (1.7, 2.2), "deeper": (1.3, 1.3), "vgg": (1.05, 1.15)}  # fp32, as it is
 
 
 def training(sizes: Sizes, folder: Path) -> Iterator[Row]:
     for model, n_images in sizes.images.items():
         overrides = [f"model={model}", f"data.train_size={n_images}", "data.val_size=500"]
-        turns = {
+        turns: dict[str, Callable[[], float]] = {
             "fp32": trainer([*overrides, "trainer.precision=fp32"], folder / model / "fp32"),
             "peer": plain_loop(overrides, folder / model / "data"),
             "auto": trainer(overrides, folder / model / "auto"),
         }
+        if model == PEAK_MODEL:
+            turns |= {
+                "fp32 product": product(torch.float32),
+                "bf16 product": product(torch.bfloat16),
+            }
         speed = medians(turns, sizes.turns)
         what, unit = f"training {model}, batch {BATCH_SIZE}", "images/s"
         fp32, as_it_is = BARS[model]
         yield Row(what, unit, speed["auto"], speed["peer"], as_it_is, "at least")
         yield Row(f"{what}, ours in fp32", unit, speed["fp32"], speed["peer"], fp32, "at least")
+        if model == PEAK_MODEL:
+            yield from share_of_peak(overrides, speed)
+
+
+def share_of_peak(overrides: Sequence[str], speed: Mapping[str, float]) -> Iterator[Row]:
+    """Floating-point operations a second of training, against those of a large matrix product."""
+    cfg, data, model = build(overrides)
+    as_it_is = autocast_dtype(cfg.trainer.precision, data.train.images.device) or torch.float32
+    per_image = flop(model, data) / 1e9
+    for key, dtype in {"auto": as_it_is, "fp32": torch.float32}.items():
+        name = "bf16" if dtype is torch.bfloat16 else "fp32"
+        what = f"training {PEAK_MODEL} in {name}, against a matrix product"
+        yield Row(
+            what, "GFLOP/s", per_image * speed[key], speed[f"{name} product"], 0.9, "at least"
+        )
+
+
+def flop(model: nn.Module, data: Dataset) -> int:
+    """Of an image, forward and backward."""
+    images = to_float(data.train.images[:2])
+    with FlopCounterMode(display=False) as counter:
+        model(images).sum().backward()
+    return int(counter.get_total_flops()) // len(images)
+
+
+def product(dtype: torch.dtype) -> Callable[[], float]:
+    """GFLOP/s of the vendor's library on square matrices."""
+    device = pick_device("auto")
+    size = 8192 if device.type == "cuda" else 2048
+    factors = torch.randn(2, size, size, device=device, dtype=dtype)
+
+    def turn() -> float:
+        started = time.monotonic()
+        for _ in range(10):
+            result = factors[0] @ factors[1]
+        result[0, 0].item()  # waits for the device
+        return 10 * 2 * size**3 / (time.monotonic() - started) / 1e9
+
+    return turn
 
 
 def trainer(overrides: Sequence[str], directory: Path) -> Callable[[], float]:
@@ -85,13 +131,11 @@ def build(overrides: Sequence[str]) -> tuple[DictConfig, Dataset, nn.Module]:
 
 
 def write_idx(data: Dataset, folder: Path) -> None:
-    """Our training images as the four unpacked files that torchvision reads."""
-    images, labels = data.train.images.cpu().numpy(), data.train.labels.cpu().numpy()
-    content = {
-        "images-idx3-ubyte": struct.pack(">4I", 0x803, len(images), 28, 28) + images.tobytes(),
-        "labels-idx1-ubyte": struct.pack(">2I", 0x801, len(labels)) + labels.astype("u1").tobytes(),
-    }
+    """Our images as the four unpacked files that torchvision reads; for its test set our validation."""
     folder.mkdir(parents=True)
-    for part in ("train", "t10k"):
-        for name, written in content.items():
-            (folder / f"{part}-{name}").write_bytes(written)
+    for part, split in {"train": data.train, "t10k": data.val}.items():
+        images, labels = split.images.cpu().numpy(), split.labels.cpu().numpy().astype("u1")
+        header = struct.pack(">4I", 0x803, len(images), 28, 28)
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        header = struct.pack(">2I", 0x801, len(labels))
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
