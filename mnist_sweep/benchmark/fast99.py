@@ -27,8 +27,10 @@ def fast99(sizes: Sizes, folder: Path) -> Iterator[Row]:
     n_seeds = SEEDS if sizes.run_images is None else 1
     ours, plain = [], []
     for seed in range(n_seeds):
-        size = "null" if sizes.run_images is None else sizes.run_images
-        cfg = compose(["experiment=fast99", f"seed={seed}", f"data.train_size={size}"])
+        overrides = ["experiment=fast99", f"seed={seed}"]
+        if sizes.run_images is not None:
+            overrides.append(f"data.train_size={sizes.run_images}")
+        cfg = compose(overrides)
         data = load_data(cfg.data).to(pick_device(cfg.device))
         ours.append(recipe(cfg, data, folder / str(seed)))
         plain.append(public_recipe(seed, data))
@@ -36,7 +38,7 @@ def fast99(sizes: Sizes, folder: Path) -> Iterator[Row]:
         [statistics.mean(run[i] for run in runs) for runs in (ours, plain)] for i in (0, 1)
     )
     what = f"fast99, mean of {n_seeds} seeds"
-    yield Row(f"{what}, training and test", "s", seconds[0], seconds[1], bar=0.5)
+    yield Row(f"{what}, training and test", "s", seconds[0], seconds[1], bar=0.45)
     yield Row(f"{what}, test accuracy", "%", 100 * accuracy[0])
     yield Row(f"{what}, test accuracy of the peer", "%", 100 * accuracy[1])
 
