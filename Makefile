@@ -5,7 +5,7 @@ READY := .venv/.ready
 
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: setup sweep test test-browser lint types check
+.PHONY: setup sweep test test-browser test-postgres lint types check
 
 setup: $(READY)
 
@@ -18,13 +18,19 @@ sweep: setup
 	$(BIN)/python -m mnist_sweep -m model=simple,deeper,vgg trainer=quick
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not browser"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not browser and not postgres"
 
 # In Debian's Chromium. MNIST_SWEEP_SCREENSHOTS=docs/images renews the pictures of the documents.
 test-browser: setup
 	command -v chromium >/dev/null || { $(SUDO) apt-get update -qq && \
 	  $(SUDO) apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; }
 	$(BIN)/python -m pytest -m browser
+
+# At a PostgreSQL server that the tests start and end; several hosts are told apart by their names.
+test-postgres: setup
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { $(SUDO) apt-get update -qq && \
+	  $(SUDO) apt-get install -y -qq --no-install-recommends postgresql; }
+	$(BIN)/python -m pytest -m postgres
 
 lint: setup
 	$(BIN)/ruff check
@@ -33,4 +39,4 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-check: lint types test test-browser
+check: lint types test test-browser test-postgres

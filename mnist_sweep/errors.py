@@ -1,6 +1,7 @@
 """The one exception that is the user's to mend: shown as one line, exit code 2."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -13,3 +14,8 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     by_folded = {choice.casefold(): choice for choice in choices}
     close = difflib.get_close_matches(word.casefold(), list(by_folded), n=1)
     return f" (did you mean '{by_folded[close[0]]}'?)" if close else ""
+
+
+def without_password(url: str) -> str:
+    """The URL of a database or server as it may be shown."""
+    return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", url)

@@ -19,7 +19,7 @@ from mlflow.models import Model
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from mnist_sweep.errors import UserError
+from mnist_sweep.errors import UserError, without_password
 from mnist_sweep.tracking import retried, runs, store_uri
 
 History = dict[str, list[tuple[int, float]]]  # metric -> (epoch, value)
@@ -248,11 +248,6 @@ def comparison_link(uri: str, experiment_id: str, sweep: str, store: str) -> str
     server = (
         shlex.join(["python", "-m", "mnist_sweep.ui", "--store", store])
         if own
-        else shlex.join(["mlflow", "ui", "--backend-store-uri", _without_password(uri)])
+        else shlex.join(["mlflow", "ui", "--backend-store-uri", without_password(uri)])
     )
     return f"{server}\n  and in a browser: http://127.0.0.1:5000{page}"
-
-
-def _without_password(uri: str) -> str:
-    parts = urlparse(uri)
-    return uri.replace(f":{parts.password}@", ":...@") if parts.password else uri

@@ -39,7 +39,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from torch import nn
 
 from mnist_sweep import provenance
-from mnist_sweep.errors import UserError
+from mnist_sweep.errors import UserError, without_password
 
 log = logging.getLogger(__name__)
 for _chatty in ("alembic", "mlflow.store"):  # they tell of every migration of a new store
@@ -80,7 +80,7 @@ def prepare(uri: str, store: str, experiment: str) -> str:
         raise UserError(f"cannot write to store={store} ({error.strerror or error})") from error
     except (MlflowException, SQLAlchemyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"MLflow cannot open {uri}: {reason}") from error
+        raise UserError(f"MLflow cannot open {without_password(uri)}: {reason}") from error
     return experiment_id
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import optuna
@@ -21,13 +21,20 @@ DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def start(
-    *arguments: str, store: Path, module: str = "tests.apps.sleeper", **env: str
+    *arguments: str,
+    store: Path,
+    module: str = "tests.apps.sleeper",
+    prefix: Sequence[str] = (),
+    **env: str,
 ) -> subprocess.Popen[str]:
-    """A sweep in a process group of its own; its output in `store`/out.txt, one call after another."""
+    """A sweep in a process group of its own; its output in `store`/out.txt, one call after another.
+
+    `prefix`: a program that runs it, with its arguments.
+    """
     store.mkdir(exist_ok=True)
     with open(store / "out.txt", "a") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", module, "-m", f"store={store}", *arguments],
+            [*prefix, sys.executable, "-m", module, "-m", f"store={store}", *arguments],
             cwd=ROOT,
             env=environment(**env),
             stdin=subprocess.DEVNULL,

@@ -20,10 +20,10 @@ from optuna.exceptions import (
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from mnist_sweep import provenance
-from mnist_sweep.errors import UserError
+from mnist_sweep.errors import UserError, without_password
 
 log = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -32,6 +32,7 @@ warnings.filterwarnings("ignore", "Heartbeat of storage")  # Pulse beats outside
 
 QUEUE_LENGTH = 64  # of a grid's points
 LOCK_TIMEOUT_S = 60  # SQLite's own is 5 s, less than a long write of another process may take
+FIRST_CONTACTS = 5  # with a new database on a server
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 # User attributes of a trial.
@@ -92,16 +93,22 @@ def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
             skip_compatibility_check=not create,
             skip_table_creation=not create,
         )
-    except (SQLAlchemyError, ImportError, OSError) as error:
+    except ImportError as error:
+        raise UserError(
+            f"sweep.storage={without_password(url)} needs a database driver that is not installed; "
+            "for postgresql://: pip install 'psycopg[binary]'"
+        ) from error
+    except (SQLAlchemyError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"sweep.storage={url} cannot be opened: {reason}") from error
+        shown = without_password(url)
+        raise UserError(f"sweep.storage={shown} cannot be opened: {reason}") from error
 
 
 def create_study(url: str, grace_s: int, name: str, directions: list[Any]) -> optuna.Study:
     """The study `name`, new or as it was left. Two first contacts at once would spoil an SQLite file."""
     path = sqlite_path(url)
     if path is None:
-        storage = open_storage(url, grace_s, create=True)
+        storage = _open_on_server(url, grace_s)
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock"), timeout=LOCK_TIMEOUT_S):
@@ -114,6 +121,18 @@ def create_study(url: str, grace_s: int, name: str, directions: list[Any]) -> op
             f"the sweep {name} was begun with other objectives; take another sweep.name"
         )
     return study
+
+
+def _open_on_server(url: str, grace_s: int) -> RDBStorage:
+    """Of two that make the tables at once, on hosts with no lock in common, one finds them half made."""
+    for _ in range(FIRST_CONTACTS - 1):
+        try:
+            return open_storage(url, grace_s, create=True)
+        except UserError as error:
+            if not isinstance(error.__cause__, IntegrityError | ProgrammingError):
+                raise
+            time.sleep(1)
+    return open_storage(url, grace_s, create=True)
 
 
 def trials(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
