@@ -89,18 +89,8 @@ def build_model(cfg: DictConfig, data: Dataset) -> nn.Module:
 
 
 def build_trainer(cfg: DictConfig, model: nn.Module, data: Dataset, directory: Path) -> Trainer:
+    check_sizes(cfg, model, data)
     n_train, device = len(data.train), data.train.images.device
-    if cfg.data.batch_size > n_train:
-        raise UserError(
-            f"data.batch_size={cfg.data.batch_size} is larger than the {n_train} training images"
-        )
-    if n_train % cfg.data.batch_size == 1 and any(
-        isinstance(layer, nn.BatchNorm1d) for layer in model.modules()
-    ):
-        raise UserError(
-            f"data.batch_size={cfg.data.batch_size} leaves one of {n_train} images for the last batch, "
-            "of which this model's batch norm has no variance; take another size"
-        )
     # fused: one kernel for all parameters, on the CPU too; left out where an optimizer has none
     optimizer = config.build(cfg.optimizer, model.parameters(), fused=device.type != "mps")
     return Trainer(
@@ -118,6 +108,29 @@ def build_trainer(cfg: DictConfig, model: nn.Module, data: Dataset, directory: P
         directory=directory,
         seed=cfg.seed,
     )
+
+
+def check_sizes(cfg: DictConfig, model: nn.Module, data: Dataset) -> None:
+    """Raises UserError where this model cannot take these batches, or images of this size."""
+    batch_size, n_train = cfg.data.batch_size, len(data.train)
+    if batch_size > n_train:
+        raise UserError(
+            f"data.batch_size={batch_size} is larger than the {n_train} training images"
+        )
+    has_norm = any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules())
+    if has_norm and n_train % batch_size == 1:
+        raise UserError(
+            f"data.batch_size={batch_size} leaves one of {n_train} images for the last batch, of which "
+            "this model's batch norm has no variance; take another size"
+        )
+    if (share := cfg.trainer.resize_from) < 1:
+        height, width = (round(share * side) for side in data.shape[1:])
+        try:
+            models.summary(model, (data.shape[0], height, width))
+        except RuntimeError as error:
+            raise UserError(
+                f"trainer.resize_from={share} leaves too few pixels: {error}"
+            ) from error
 
 
 def resume(cfg: DictConfig, trainer: Trainer) -> None:

@@ -53,6 +53,7 @@ def test_composition_mistake_creates_nothing(
         (["data.batch_size=101"], ["data.batch_size=101", "100 training images"]),
         (["model=m3", "data.batch_size=33"], ["data.batch_size=33", "one of 100", "batch norm"]),
         (["trainer.skip_easiest=1", "trainer.resize_from=0"], ["skip_easiest=1", "resize_from=0"]),
+        (["model=m7", "trainer.resize_from=0.3"], ["resize_from=0.3", "few pixels"]),
         (["objective=val/acuracy"], ["did you mean 'val/accuracy'?", "val/loss"]),
         (["objective=val/loss"], ["direction=maximize", "minimize"]),
         (["trainer.early_stopping.patience=0"], ["patience=0"]),
