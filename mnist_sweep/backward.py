@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from mnist_sweep.config import TrainerConfig
 from mnist_sweep.data import to_float
@@ -36,9 +38,13 @@ class Backward:
     ) -> None:
         self.settings, self.augment, self.generator = settings, augment, generator
         self.autocast_dtype, self.scaler = autocast_dtype, scaler
-        # a small net on a GPU waits for the launches of its kernels; a CUDA graph makes them one
-        mode = "reduce-overhead" if generator.device.type == "cuda" else None
+        # A small net on a GPU waits for the launches of its kernels; CUDA graphs make them one. They
+        # lose gradients that add up: pytorch issue 169545.
+        graphs = generator.device.type == "cuda" and settings.micro_batch_size is None
+        mode = "reduce-overhead" if graphs else None
+        self.model = model
         self.forward = torch.compile(model, mode=mode) if settings.compile else model
+        self.is_random = any(isinstance(m, _BatchNorm | _DropoutNd) for m in model.modules())
         self.scale = 1.0  # of the images' height and width
 
     def __call__(
@@ -53,19 +59,35 @@ class Backward:
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
         if self.settings.skip_easiest == 0:
             return self._learn(images, labels)
-        with torch.no_grad(), self._autocast():
-            logits = self.forward(images)
-            losses, n_right = self._loss(logits, labels, "none"), _n_right(logits, labels)
-        n_skipped = min(round(self.settings.skip_easiest * len(images)), len(images) - 1)
-        hardest = losses.topk(len(images) - n_skipped).indices
+        losses, n_right = self._judge(images, labels)
+        n_kept = len(images) - round(self.settings.skip_easiest * len(images))
+        hardest = losses.topk(max(n_kept, min(2, len(images)))).indices
         self._learn(images[hardest], labels[hardest])
         return losses.mean(), n_right
+
+    @torch.no_grad()
+    def _judge(
+        self, images: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss of each image [B], the number of right answers; batch norm learns nothing of it."""
+        self.model.train(not self.is_random)
+        with self._autocast():
+            logits = torch.cat(
+                [self.forward(x) for x in images.tensor_split(self._n_parts(images))]
+            )
+            losses = self._loss(logits, labels, "none")
+        self.model.train()
+        return losses, _n_right(logits, labels)
+
+    def _n_parts(self, images: torch.Tensor) -> int:
+        """None is of one image, which has no variance for batch norm."""
+        size = self.settings.micro_batch_size or len(images)
+        return max(1, min(math.ceil(len(images) / size), len(images) // 2))
 
     def _learn(
         self, images: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """In micro-batches, of equal sizes: none is one image, which has no variance for batch norm."""
-        n_parts = math.ceil(len(images) / (self.settings.micro_batch_size or len(images)))
+        n_parts = self._n_parts(images)
         losses, right = [], []
         for x, y in zip(images.tensor_split(n_parts), labels.tensor_split(n_parts), strict=True):
             with self._autocast():

@@ -29,7 +29,7 @@ from mnist_sweep import (
 )
 from mnist_sweep import data as datasets
 from mnist_sweep.data import Dataset
-from mnist_sweep.errors import UserError
+from mnist_sweep.errors import UserError, without_password
 from mnist_sweep.loading import from_mlflow
 from mnist_sweep.members import Members, of_runs, picture_of_hardest, test_data
 
@@ -55,7 +55,8 @@ def load_members(uri: str, experiment_id: str, cfg: DictConfig) -> Members:
     runs = recorded.finished_runs(uri, experiment_id, sweep=cfg.sweep, ids=list(cfg.runs))
     if len(runs) < 2:
         raise UserError(
-            f"{len(runs)} finished runs of sweep={cfg.sweep} in {uri}: expected at least 2"
+            f"{len(runs)} finished runs of sweep={cfg.sweep} in {without_password(uri)}: "
+            "expected at least 2"
         )
     return of_runs(uri, runs)
 

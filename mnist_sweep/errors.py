@@ -18,4 +18,5 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 def without_password(url: str) -> str:
     """The URL of a database or server as it may be shown."""
-    return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", url)
+    masked = re.sub(r"(://[^:/]*):.*@", r"\1:***@", url)
+    return re.sub(r"(password=)[^&]*", r"\1***", masked)

@@ -21,7 +21,7 @@ from torch import nn
 
 from mnist_sweep import checkpoint, config, models, recorded, registry, tracking
 from mnist_sweep.data import Dataset
-from mnist_sweep.errors import UserError
+from mnist_sweep.errors import UserError, without_password
 from mnist_sweep.train import load_data
 from mnist_sweep.trainer import EVAL_BATCH_SIZE
 
@@ -124,7 +124,7 @@ def _first_choice(uri: str, cfg: DictConfig) -> str:
             return f"models:/{name}@{alias}"
     run_id = recorded.newest_run(uri)
     if run_id is None:
-        raise UserError(f"no trained model in {uri}; {TRAIN_ONE}")
+        raise UserError(f"no trained model in {without_password(uri)}; {TRAIN_ONE}")
     return run_id
 
 

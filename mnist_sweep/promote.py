@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mnist_sweep import app, console, metrics, registry, tracking
 from mnist_sweep.data import Split
-from mnist_sweep.errors import UserError
+from mnist_sweep.errors import UserError, without_password
 from mnist_sweep.loading import Loaded, check_fits, data_of, load
 
 log = logging.getLogger("mnist_sweep.promote")  # not __main__, of which Hydra shows nothing
@@ -27,7 +27,7 @@ def promote(cfg: DictConfig) -> None:
     challenger = registry.by_alias(uri, name, registry.CHALLENGER)
     if challenger is None:
         raise UserError(
-            f"no challenger of {name} in {uri}; a sweep registers its best model as one"
+            f"no challenger of {name} in {without_password(uri)}; a sweep registers its best model as one"
         )
     champion = registry.by_alias(uri, name, registry.CHAMPION)
     if champion is not None and champion.version == challenger.version:

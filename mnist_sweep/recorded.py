@@ -123,7 +123,7 @@ def model_folder(uri: str, model_uri: str) -> Iterator[tuple[Path, Model]]:
             about = Model.load(path)
         except (MlflowException, OSError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"no model {model_uri} in {uri}: {reason}") from error
+            raise UserError(f"no model {model_uri} in {without_password(uri)}: {reason}") from error
         yield path, about
 
 
@@ -133,7 +133,9 @@ def best_of_last_sweep(uri: str, models: Sequence[str]) -> dict[str, str]:
     experiments = [e.experiment_id for e in client.search_experiments()]
     last = _last_sweep(client, experiments)
     if last is None:
-        raise UserError(f"no sweep in {uri}; python -m mnist_sweep -m model={','.join(models)}")
+        raise UserError(
+            f"no sweep in {without_password(uri)}; python -m mnist_sweep -m model={','.join(models)}"
+        )
     sweep, found = last.data.tags["sweep"], {}
     for model in models:
         query = (

@@ -87,7 +87,13 @@ def prepare(uri: str, store: str, experiment: str) -> str:
 def _create(client: MlflowClient, experiment: str, folder: Path) -> str:
     local = client.tracking_uri.startswith("sqlite:")
     location = (folder / "artifacts").as_uri() if local else None
-    return client.create_experiment(experiment, artifact_location=location)
+    try:
+        return client.create_experiment(experiment, artifact_location=location)
+    except MlflowException as error:
+        found = client.get_experiment_by_name(experiment)
+        if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+            raise
+        return str(found.experiment_id)  # another host was faster
 
 
 def _probe(uri: str) -> None:
@@ -97,8 +103,9 @@ def _probe(uri: str) -> None:
         requests.get(f"{uri.rstrip('/')}/health", timeout=PROBE_TIMEOUT_S).raise_for_status()
     except requests.RequestException as error:
         raise UserError(
-            f"no MLflow server answers at tracking.uri={uri} ({type(error).__name__}); start it, or "
-            "leave tracking.uri out to record under store, or use tracking=none"
+            f"no MLflow server answers at tracking.uri={without_password(uri)} "
+            f"({type(error).__name__}); start it, or leave tracking.uri out to record under store, or "
+            "use tracking=none"
         ) from error
 
 

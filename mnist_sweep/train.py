@@ -118,7 +118,7 @@ def check_sizes(cfg: DictConfig, model: nn.Module, data: Dataset) -> None:
             f"data.batch_size={batch_size} is larger than the {n_train} training images"
         )
     has_norm = any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules())
-    if has_norm and n_train % batch_size == 1:
+    if has_norm and (n_train % batch_size == 1 or batch_size == 1):
         raise UserError(
             f"data.batch_size={batch_size} leaves one of {n_train} images for the last batch, of which "
             "this model's batch norm has no variance; take another size"

@@ -47,7 +47,7 @@ def check_gradients(ours: nn.Module, plain: nn.Module, loss: torch.Tensor) -> No
         torch.testing.assert_close(ours.get_parameter(name).grad, p.grad, msg=name)
 
 
-@pytest.mark.parametrize("size", [1, 7, 25, 49, 50, 64])
+@pytest.mark.parametrize("size", [1, 2, 7, 25, 49, 50, 64])
 def test_micro_batches_add_up_to_the_batch(size: int) -> None:
     ours, plain = net(), net()
     loss, n_right = backward(ours, micro_batch_size=size)(IMAGES, LABELS)
@@ -59,9 +59,17 @@ def test_micro_batches_add_up_to_the_batch(size: int) -> None:
 
 
 def test_no_micro_batch_is_one_image_which_has_no_variance_for_batch_norm() -> None:
+    for n, size in ((50, 49), (33, 2), (3, 2), (3, 1)):
+        model = net(stages=[], logits_batch_norm=True)
+        backward(model, micro_batch_size=size)(IMAGES[:n], LABELS[:n])
+        assert len(gradients(model)) == len(list(model.parameters()))
+
+
+def test_choosing_the_hardest_leaves_batch_norm_alone_and_two_images_at_least() -> None:
     model = net(stages=[], logits_batch_norm=True)
-    backward(model, micro_batch_size=49)(IMAGES, LABELS)  # 25 and 25, not 49 and 1
-    assert len(gradients(model)) == len(list(model.parameters()))
+    backward(model, skip_easiest=0.9)(IMAGES[:3], LABELS[:3])
+    assert model[-1].num_batches_tracked == 1
+    assert model.training
 
 
 def test_steps_in_micro_batches_are_those_in_batches() -> None:

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,8 @@ from optuna.trial import FrozenTrial
 
 pytestmark = pytest.mark.postgres
 AS_POSTGRES = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-ELSEWHERE = ["unshare", "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh"]
+AS_ROOT = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+ELSEWHERE = ["unshare", *AS_ROOT, "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh"]
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +50,15 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture
-def database(server: str, request: pytest.FixtureRequest) -> str:
-    name = request.node.name.lower()[:40]
-    subprocess.run(
-        ["psql", "-q", f"{server}/postgres", "-c", f"CREATE DATABASE {name}"], check=True
-    )
+def database(server: str) -> str:
+    name = f"study_{uuid.uuid4().hex}"
+    create(server, name)
     return f"{server}/{name}"
+
+
+def create(server: str, name: str) -> None:
+    command = ["psql", "-q", f"{server}/postgres", "-c", f"CREATE DATABASE {name}"]
+    subprocess.run(command, check=True)
 
 
 @pytest.mark.parametrize("key", ["sweep.storage", "tracking.uri"])
@@ -109,24 +114,28 @@ def test_trials_of_a_host_that_is_lost_are_run_by_another(database: str, tmp_pat
     assert found["stale"] >= 1
 
 
-def test_training_that_a_lost_host_began_is_done_by_another_with_its_own_store(
-    server: str, database: str, tmp_path: Path
+@pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGINT])
+def test_training_that_one_host_began_is_done_by_another_with_its_own_store(
+    server: str, database: str, tmp_path: Path, ended_by: signal.Signals
 ) -> None:
-    subprocess.run(["psql", "-q", f"{server}/postgres", "-c", "CREATE DATABASE runs"], check=True)
+    tracking = f"{server}/runs_{ended_by.name.lower()}"
+    create(server, f"runs_{ended_by.name.lower()}")
     grid = ["model=mlp,compact", "data=mnist5k", "data.train_size=200", "device=cpu"]
-    grid += ["trainer.max_epochs=30", "trainer.early_stopping.patience=null", "sweep.grace_s=4"]
-    grid += [f"sweep.storage={database}", f"tracking.uri={server}/runs", "sweep.name=s"]
+    grid += ["trainer.max_epochs=150", "trainer.early_stopping.patience=null", "sweep.grace_s=4"]
+    grid += [f"sweep.storage={database}", f"tracking.uri={tracking}", "sweep.name=s"]
     lost = start(*grid, store=tmp_path / "lost", module="mnist_sweep", prefix=ELSEWHERE)
     try:
         wait_for(lambda: list((tmp_path / "lost").glob("outputs/s/*/last.pt")))
+        os.killpg(lost.pid, ended_by)
+        lost.wait(60)
     finally:
         end(lost)
     (tmp_path / "lost").rename(tmp_path / "out of reach")
     code, output = run(*grid, store=tmp_path / "other", module="mnist_sweep")
     assert code == 0, output
     found = states(trials(database))
-    assert (found["COMPLETE"], found["stale"]) == (2, 1)
-    client = MlflowClient(f"{server}/runs")
+    assert (found["COMPLETE"], found["stale"] + found["interrupted"]) == (2, 1), found
+    client = MlflowClient(tracking)
     experiment = client.get_experiment_by_name("mnist_sweep")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'")

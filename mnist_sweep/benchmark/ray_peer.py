@@ -1,6 +1,7 @@
 """The search by Ray Tune with ASHA and its MLflow callback. Run where it is installed."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from mnist_sweep.benchmark.training import build
 
 def train(config: dict[str, Any]) -> None:
     """The loop that everybody writes."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
     train, val = (
         DataLoader(
             MNIST(config["data"], part, transform=ToTensor()), config["batch_size"], shuffle=part
@@ -54,7 +55,10 @@ def main(data: str, store: str, n_trials: str, max_epochs: str) -> None:
         tune.with_resources(train, {"cpu": 1}),
         param_space=space,
         tune_config=tune.TuneConfig(
-            num_samples=int(n_trials), scheduler=ASHAScheduler(max_t=int(max_epochs)), **goal
+            num_samples=int(n_trials),
+            max_concurrent_trials=2,
+            scheduler=ASHAScheduler(max_t=int(max_epochs)),
+            **goal,
         ),
         run_config=tune.RunConfig(storage_path=store, callbacks=[tracked], verbose=0),
     ).fit()

@@ -4,6 +4,7 @@ It trains for all of the epochs: that sweeper cannot end one early. Run where Li
 """
 
 import logging
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ class Config:
 
 @hydra.main(version_base=None, config_name="stock_peer")
 def main(cfg: Any) -> float:
-    torch.set_num_threads(1)  # two jobs share two cores
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))  # two jobs share the cores
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     mlflow.set_tracking_uri(cfg.tracking_uri)
     mlflow.set_experiment("stock")

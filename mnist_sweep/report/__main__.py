@@ -7,7 +7,7 @@ import optuna
 from omegaconf import DictConfig
 
 from mnist_sweep import app, tracking
-from mnist_sweep.errors import UserError, did_you_mean
+from mnist_sweep.errors import UserError, did_you_mean, without_password
 from mnist_sweep.report import page
 from mnist_sweep.sweep import results, storage
 
@@ -38,7 +38,9 @@ def load_study(url: str, name: str) -> optuna.Study:
     begun = [s for s in summaries if s.datetime_start is not None]
     names = [s.study_name for s in sorted(begun, key=lambda s: s.datetime_start)]  # type: ignore[arg-type, return-value]
     if not names:
-        raise UserError(f"{url} holds no sweep yet; python -m mnist_sweep -m makes one")
+        raise UserError(
+            f"{without_password(url)} holds no sweep yet; python -m mnist_sweep -m makes one"
+        )
     wanted = names[-1] if name == "latest" else name
     if wanted not in names:
         raise UserError(

@@ -17,6 +17,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_sweep import metrics
+from mnist_sweep.errors import without_password
 from mnist_sweep.sweep import storage
 from mnist_sweep.sweep.storage import trials
 
@@ -87,7 +88,8 @@ class About:
         free = ("sweep.", "search=", "pruner=")
         kept = [o for o in exact if not o.startswith(free) and o.partition("=")[0] not in named]
         flag = ["-m"] if multirun else []
-        return shlex.join(["python", "-m", "mnist_sweep", *flag, *kept, *more])
+        shown = [without_password(argument) for argument in kept]  # of a page that is passed on
+        return shlex.join(["python", "-m", "mnist_sweep", *flag, *shown, *more])
 
 
 def told(metric: str, values: Sequence[float]) -> str:

@@ -290,7 +290,8 @@ class Worker:
         if plan.settings.duplicates == "skip" and self._was_tried(trial):
             return None
         overrides = [*plan.space.fixed, *(f"{name}={value}" for name, value in drawn.items())]
-        if resume := trial.user_attrs.get(storage.RESUME):
+        resume = trial.user_attrs.get(storage.RESUME)
+        if resume and (Path(resume) / "last.pt").exists():  # hosts need not share a store
             overrides.append(f"trainer.resume='{resume}'")
         config = self.loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
