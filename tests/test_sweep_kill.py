@@ -6,13 +6,14 @@ import random
 import signal
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import engine
 import pytest
 from conftest import recorded
-from engine import n_done, start, states, trials, wait_for
-from optuna.trial import TrialState
+from engine import end, n_done, start, states, trials, wait_for
+from optuna.trial import FrozenTrial, TrialState
 
 TINY = (
     "data=mnist5k",
@@ -97,6 +98,30 @@ def test_ctrl_c_leaves_nothing_and_the_same_command_completes(store: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("signum", "send"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)]
+)
+def test_a_signal_at_the_driver_is_no_death_of_a_trial(
+    store: Path, signum: signal.Signals, send: Callable[[int, int], None]
+) -> None:
+    """Ctrl-C reaches the whole group, SIGTERM the driver alone; a trial may be given back often."""
+    for _ in range(2):
+        sweep = start("x=1,2", "sweep.name=s", "sleep_s=1", "epochs=60", store=store)
+        try:
+            wait_for(lambda: any(t.intermediate_values for t in running(store)))
+            send(sweep.pid, signum)
+            sweep.wait(60)
+        finally:
+            end(sweep)
+    found = trials(store, "s")
+    assert states(found) == {"interrupted": 2, "WAITING": 2}
+    assert not any("deaths" in t.user_attrs for t in found)
+
+
+def running(store: Path) -> list[FrozenTrial]:
+    return [t for t in trials(store, "s") if t.state is TrialState.RUNNING]
+
+
 def test_a_dead_trial_goes_on_from_its_checkpoint(store: Path) -> None:
     """Killed in its second epoch, it is retried with the same parameters and ends bit-identical."""
     arguments = ("optimizer.lr=1e-3,2e-3", *TINY, "trainer.max_epochs=12", "data.train_size=500")

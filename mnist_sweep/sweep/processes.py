@@ -65,6 +65,11 @@ def run_all(
                 log.warning("worker %d died (exit code %s)%s", slot, process.exitcode, tail)
                 if failures[slot] <= restarts:
                     running[slot] = start(slot)
+    except (KeyboardInterrupt, SystemExit):
+        with interrupt.ignored():
+            if hasattr(job[1], "mark_interrupted"):
+                job[1].mark_interrupted()
+        raise
     finally:
         with interrupt.ignored():  # a second Ctrl-C would leave some of them
             _end(list(running.values()))

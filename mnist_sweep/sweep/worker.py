@@ -32,7 +32,7 @@ from mnist_sweep.sweep.storage import DONE, count, trials
 log = logging.getLogger(__name__)
 
 WAIT_S = 0.3  # between two looks while the last trials run elsewhere
-MARK_S = 1  # for the driver to mark an interrupted sweep
+MARK_S = 4  # for the driver to mark an interrupted sweep; shorter than processes.END_S
 HANG_S = 10  # for a trial past its time to obey, before its process is ended
 MAX_DUPLICATES = 50  # in a row, after which the space counts as exhausted
 
@@ -189,12 +189,7 @@ class Worker:
         os.chdir(self.plan.cwd)  # Ray's workers start elsewhere
         log.info("worker %d: %s", os.getpid(), _what_it_sees())
         own_config = copy.deepcopy(HydraConfig.instance().cfg)
-        study = optuna.load_study(
-            study_name=self.plan.study_name,
-            storage=storage.open_storage(self.plan.storage_url, self.plan.settings.grace_s),
-            sampler=search.make_sampler(self.plan.settings),
-            pruner=search.make_pruner(self.plan.settings),
-        )
+        study = self._load_study()
         n_run = 0
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, interrupt.obey)  # Ray and a shell's & leave it ignored
@@ -204,6 +199,18 @@ class Worker:
                 HydraConfig.instance().cfg = own_config
                 n_run += 1
         return n_run
+
+    def _load_study(self) -> optuna.Study:
+        return optuna.load_study(
+            study_name=self.plan.study_name,
+            storage=storage.open_storage(self.plan.storage_url, self.plan.settings.grace_s),
+            sampler=search.make_sampler(self.plan.settings),
+            pruner=search.make_pruner(self.plan.settings),
+        )
+
+    def mark_interrupted(self) -> None:
+        """In the driver, before it ends the workers: what they let go of then is no death."""
+        stop(self._load_study(), self.plan, storage.INTERRUPTED)
 
     def _next_trial(self, study: optuna.Study) -> Trial | None:
         """A trial within the budget, or None when it is filled or the sweep was stopped."""
