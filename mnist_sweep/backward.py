@@ -1,7 +1,7 @@
 """The forward and backward pass of one batch."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -44,7 +44,8 @@ class Backward:
         mode = "reduce-overhead" if graphs else None
         self.model = model
         self.forward = torch.compile(model, mode=mode) if settings.compile else model
-        self.is_random = any(isinstance(m, _BatchNorm | _DropoutNd) for m in model.modules())
+        # whether training mode changes what a pass sees, or what it leaves behind
+        self.has_modes = any(isinstance(m, _BatchNorm | _DropoutNd) for m in model.modules())
         self.scale = 1.0  # of the images' height and width
 
     def __call__(
@@ -55,7 +56,7 @@ class Backward:
         if self.augment is not None:
             images = self.augment(images, self.generator)
         if self.scale < 1:
-            size = [round(self.scale * side) for side in images.shape[-2:]]
+            size = resized(images.shape[2:], self.scale)
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
         if self.settings.skip_easiest == 0:
             return self._learn(images, labels)
@@ -70,7 +71,7 @@ class Backward:
         self, images: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss of each image [B], the number of right answers; batch norm learns nothing of it."""
-        self.model.train(not self.is_random)
+        self.model.train(not self.has_modes)
         with self._autocast():
             logits = torch.cat(
                 [self.forward(x) for x in images.tensor_split(self._n_parts(images))]
@@ -108,6 +109,11 @@ class Backward:
         if self.autocast_dtype is None:
             return nullcontext()
         return torch.autocast(self.generator.device.type, self.autocast_dtype)
+
+
+def resized(sides: Sequence[int], scale: float) -> list[int]:
+    """Height and width of images of progressive resizing, in pixels."""
+    return [round(scale * side) for side in sides]
 
 
 def _n_right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -133,9 +133,7 @@ class TrainerConfig:
     label_smoothing: float = 0.0
     ema_decay: float | None = None  # weights averaged over the steps are validated, kept and saved
     micro_batch_size: int | None = None  # images of a pass; the gradients of a batch add up
-    skip_easiest: float = (
-        0.0  # share of a batch, by its loss, that is left out of the backward pass
-    )
+    skip_easiest: float = 0.0  # share of a batch, of smallest loss, without a backward pass
     resize_from: float = 1.0  # height and width in the first epoch, as a share of the whole ...
     resize_epochs: float = 0.5  # ... which they reach after this share of the epochs
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)

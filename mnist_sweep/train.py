@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from mnist_sweep import config, console, interrupt, metrics, models, provenance
 from mnist_sweep import data as datasets
-from mnist_sweep.backward import Augment
+from mnist_sweep.backward import Augment, resized
 from mnist_sweep.data import Dataset
 from mnist_sweep.device import autocast_dtype, describe, pick_device
 from mnist_sweep.errors import UserError
@@ -124,7 +124,7 @@ def check_sizes(cfg: DictConfig, model: nn.Module, data: Dataset) -> None:
             "this model's batch norm has no variance; take another size"
         )
     if (share := cfg.trainer.resize_from) < 1:
-        height, width = (round(share * side) for side in data.shape[1:])
+        height, width = resized(data.shape[1:], share)
         try:
             models.summary(model, (data.shape[0], height, width))
         except RuntimeError as error:

@@ -26,9 +26,8 @@ torch.set_num_threads(1)  # the tests run side by side
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(
-        key=lambda item: -slow[item.path]
-    )  # the long files first: two processes end together
+    # the long files first: two processes end together
+    items.sort(key=lambda item: -slow[item.path])
     for item in items:
         if item.get_closest_marker("mnist") and not HAS_MNIST:
             item.add_marker(pytest.mark.skip(reason="needs MNIST_SWEEP_DATA"))

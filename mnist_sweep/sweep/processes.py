@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -66,9 +67,9 @@ def run_all(
                 if failures[slot] <= restarts:
                     running[slot] = start(slot)
     except (KeyboardInterrupt, SystemExit):
-        with interrupt.ignored():
-            if hasattr(job[1], "mark_interrupted"):
-                job[1].mark_interrupted()
+        # a task of another kind has no such thing; an error here must not take the signal's place
+        with interrupt.ignored(), suppress(Exception):
+            job[1].mark_interrupted()  # type: ignore[attr-defined]
         raise
     finally:
         with interrupt.ignored():  # a second Ctrl-C would leave some of them
