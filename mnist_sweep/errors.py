@@ -16,7 +16,7 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f" (did you mean '{by_folded[close[0]]}'?)" if close else ""
 
 
-def without_password(url: str) -> str:
-    """The URL of a database or server as it may be shown."""
-    masked = re.sub(r"(://[^:/]*):.*@", r"\1:***@", url)
-    return re.sub(r"(password=)[^&]*", r"\1***", masked)
+def without_password(text: str) -> str:
+    """The text with the URLs of databases and servers in it as they may be shown."""
+    masked = re.sub(r"(://[^:/\s]*):\S*@", r"\1:***@", text)
+    return re.sub(r"(password=)[^&\s]*", r"\1***", masked)

@@ -1,5 +1,6 @@
 """Networks: images [N, C, H, W] float32 in 0..1 -> logits [N, n_classes]."""
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mnist_sweep.errors import UserError, did_you_mean
 
@@ -178,6 +180,18 @@ def summary(model: nn.Module, in_shape: tuple[int, int, int]) -> list[tuple[str,
         for hook in hooks:
             hook.remove()
     return rows
+
+
+def learns_from_one(model: nn.Module, in_shape: tuple[int, int, int]) -> bool:
+    """Whether a batch of one image will do: of a single number, batch norm has no variance."""
+    model = copy.deepcopy(model).eval()  # dropout stays off: it would take the run's random numbers
+    for module in model.modules():
+        module.training = isinstance(module, _BatchNorm)
+    try:
+        model(torch.zeros(1, *in_shape, device=next(model.parameters()).device))
+    except ValueError:
+        return False
+    return True
 
 
 def _activation(name: str) -> type[nn.Module]:

@@ -20,7 +20,7 @@ from mnist_sweep import data as datasets
 from mnist_sweep.backward import Augment, resized
 from mnist_sweep.data import Dataset
 from mnist_sweep.device import autocast_dtype, describe, pick_device
-from mnist_sweep.errors import UserError
+from mnist_sweep.errors import UserError, without_password
 from mnist_sweep.reporting import REPORTER, TAGS
 from mnist_sweep.trainer import Evaluation, NullTracker, State, Tracker, Trainer
 
@@ -117,8 +117,9 @@ def check_sizes(cfg: DictConfig, model: nn.Module, data: Dataset) -> None:
         raise UserError(
             f"data.batch_size={batch_size} is larger than the {n_train} training images"
         )
-    has_norm = any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules())
-    if has_norm and (n_train % batch_size == 1 or batch_size == 1):
+    if (n_train % batch_size == 1 or batch_size == 1) and not models.learns_from_one(
+        model, data.shape
+    ):
         raise UserError(
             f"data.batch_size={batch_size} leaves one of {n_train} images for the last batch, of which "
             "this model's batch norm has no variance; take another size"
@@ -197,13 +198,14 @@ def open_tracker(cfg: DictConfig, data: Dataset, device: torch.device) -> Iterat
         "git.commit": commit,
         "git.dirty": str(bool(diff)).lower(),
         "directory": HydraConfig.get().runtime.output_dir,
-        "overrides": " ".join(HydraConfig.get().overrides.task),
+        "overrides": without_password(" ".join(HydraConfig.get().overrides.task)),
         **{f"version.{name}": v for name, v in provenance.package_versions().items()},
         **TAGS.get(),
     }
 
     def write_inputs(folder: Path) -> None:
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        settings = without_password(OmegaConf.to_yaml(cfg, resolve=True))
+        (folder / "config.yaml").write_text(settings)
         (folder / "code.diff").write_text(diff)
 
     with tracking.start_run(
@@ -211,7 +213,7 @@ def open_tracker(cfg: DictConfig, data: Dataset, device: torch.device) -> Iterat
         experiment_id,
         name=cfg.tracking.run_name or tags["model"],
         tags=tags,
-        params=config.flatten(cfg),
+        params={key: without_password(value) for key, value in config.flatten(cfg).items()},
     ) as tracker:
         sizes = {name: len(split) for name, split in data.splits.items()}
         tracker.log_dataset(data.name, data.digest, cfg.data.root, sizes)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torchvision
 from test_config import composed
 from torch import nn
 
@@ -108,3 +109,13 @@ def test_summary_lists_each_layer_and_leaves_the_model_as_it_was() -> None:
     assert sum(n for _, _, n in rows) == models.n_parameters(model)
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("side", "does"), [(28, False), (64, True)])
+def test_batch_of_one_image_does_where_batch_norm_sees_several_pixels(
+    side: int, does: bool
+) -> None:
+    net = torchvision.models.resnet18()  # its last stages are of a 32nd of the side
+    assert models.learns_from_one(net, (3, side, side)) is does
+    assert net.training  # the model itself was left alone
+    assert net.bn1.num_batches_tracked == 0

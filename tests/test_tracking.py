@@ -31,7 +31,8 @@ class Finished(NamedTuple):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     store = tmp_path_factory.mktemp("store")
-    directory = succeed(*SMALL, "trainer.max_epochs=3", "seed=3", store=store)
+    private = "sweep.storage=postgresql://ann:secret@nowhere/db"
+    directory = succeed(*SMALL, "trainer.max_epochs=3", "seed=3", private, store=store)
     (run,) = recorded(store)
     artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
     return Finished(run, MlflowClient(f"sqlite:///{store}/mlflow.db"), artifacts, directory)
@@ -45,6 +46,13 @@ def test_run_has_its_resolved_configuration(finished: Finished) -> None:
     assert params["trainer.early_stopping.patience"] == "5"
     saved = (finished.artifacts / "config.yaml").read_text()
     assert "split_seed: 3" in saved
+
+
+def test_record_holds_no_password(finished: Finished) -> None:
+    masked = "postgresql://ann:***@nowhere/db"
+    assert finished.run.data.params["sweep.storage"] == masked
+    assert masked in finished.run.data.tags["overrides"]
+    assert masked in (finished.artifacts / "config.yaml").read_text()
 
 
 def test_run_has_every_metric_of_every_epoch(finished: Finished) -> None:
