@@ -1,5 +1,6 @@
 """The sweep's own run in MLflow: what it was of, what came out, Optuna's figures."""
 
+import hashlib
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
 
 from mnist_sweep import provenance
+from mnist_sweep.errors import without_password
 from mnist_sweep.sweep import results
 from mnist_sweep.sweep.storage import count, trials
 from mnist_sweep.sweep.worker import Plan
@@ -102,7 +104,7 @@ def of_sweep(config: DictConfig, plan: Plan, study: optuna.Study) -> Iterator[Sw
     uri = tracking.store_uri(config.tracking.uri, config.store)
     experiment_id = tracking.prepare(uri, config.store, config.tracking.experiment)
     commit, diff = provenance.git_state()
-    code = {"git.commit": commit, "git.diff": str(hash_of(diff))}
+    code = {"git.commit": commit, "git.diff": hashlib.sha256(diff.encode()).hexdigest()[:16]}
     before = study.user_attrs.get("code")
     if before and before != code:
         log.warning(
@@ -126,12 +128,7 @@ def of_sweep(config: DictConfig, plan: Plan, study: optuna.Study) -> Iterator[Sw
         tracking.prepare(uri, config.store, config.tracking.experiment)
 
 
-def hash_of(text: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def _write_inputs(folder: Path, config: DictConfig, diff: str) -> None:
-    (folder / "sweep.yaml").write_text(OmegaConf.to_yaml(config.sweep, resolve=True))
+    settings = without_password(OmegaConf.to_yaml(config.sweep, resolve=True))
+    (folder / "sweep.yaml").write_text(settings)
     (folder / "code.diff").write_text(diff)
