@@ -21,6 +21,7 @@ TINY = (
     "data.val_size=100",
     "trainer.max_epochs=2",
     "tracking.log_model=false",
+    "sweep.report=false",
     "sweep.grace_s=4",
     "sweep.retries=100",  # ten rounds may hit one trial again and again
 )

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from optuna.trial import TrialState
 
 TINY = ("data=mnist5k", "data.train_size=200", "data.val_size=100", "trainer.max_epochs=1")
-BARE = (*TINY, "tracking=none")
+BARE = (*TINY, "tracking=none", "sweep.report=false")
 
 
 def sweep(*arguments: str, store: Path, **env: str) -> str:
@@ -99,6 +99,7 @@ def test_pruning_saves_half_the_epochs_and_finds_as_good_a_model(store: Path) ->
         "data.val_size=1000",
         "trainer.max_epochs=8",
         "tracking=none",
+        "sweep.report=false",
         "sweep.max_failure_rate=1",
     )
     epochs, best = {}, {}
@@ -171,7 +172,8 @@ def test_every_search_runs_and_can_be_trained_again(search: str, store: Path) ->
 
 @pytest.mark.slow
 def test_top_k_keeps_the_models_of_the_best(store: Path) -> None:
-    arguments = ("optimizer.lr=1e-3,1e-6,1e-7", *TINY, "sweep.top_k=1", "sweep.name=t")
+    space = ("optimizer.lr=1e-3,1e-6,1e-7", *TINY)
+    arguments = (*space, "sweep.top_k=1", "sweep.name=t", "sweep.report=false")
     sweep(*arguments, store=store)
     sweep(*arguments, store=store)  # with nothing left to do, or to delete
     client = MlflowClient(f"sqlite:///{store}/mlflow.db")
