@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,7 @@ gc.set_threshold(10_000)
 
 # Read before `main` sets it for its own purpose.
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
+BEGUN = threading.Event()  # the task, after its configuration was composed
 
 
 @hydra.main(config_path=str(config.CONF_DIR), config_name="config")
@@ -37,6 +39,7 @@ def task(cfg: DictConfig) -> float | None:
 @contextmanager
 def mistakes_told() -> Iterator[None]:
     """A UserError inside ends the process with its line and exit code 2; in a sweep it goes on up."""
+    BEGUN.set()
     try:
         yield
     except UserError as error:
@@ -57,7 +60,7 @@ def main(task: Callable[[], Any] = task) -> None:
     except (HydraException, OmegaConfBaseException, UserError) as error:
         sys.exit(_fail(_explain(error)))
     except ValueError as error:
-        if HydraConfig.initialized():  # the composition is behind us: not a mistake of the command
+        if BEGUN.is_set():  # the composition is behind us: not a mistake of the command
             raise
         sys.exit(_fail(_explain(error)))
     except OSError as error:

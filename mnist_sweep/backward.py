@@ -43,6 +43,8 @@ class Backward:
         graphs = generator.device.type == "cuda" and settings.micro_batch_size is None
         mode = "reduce-overhead" if graphs else None
         self.model = model
+        if settings.compile:
+            torch.compiler.reset()  # of a worker's earlier models: past eight it compiles no more
         self.forward = torch.compile(model, mode=mode) if settings.compile else model
         # whether training mode changes what a pass sees, or what it leaves behind
         self.has_modes = any(isinstance(m, _BatchNorm | _DropoutNd) for m in model.modules())

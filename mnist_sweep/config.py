@@ -210,7 +210,6 @@ class UseConfig:
     # run id, models:/name@alias, directory of a run, .pt2; null: the champion, or the newest
     source: str | None = None  # on the command line: model=...
     allow_pickle: bool = False
-    device: str = "cpu"
     seed: int = 0
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     store: str = "mlruns"

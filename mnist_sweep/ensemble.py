@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from numpy.typing import NDArray
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from mnist_sweep import (
@@ -178,6 +178,8 @@ def report(members: Members, classes: Sequence[str]) -> None:
 
 
 def combine(cfg: DictConfig) -> None:
+    if cfg.rounds < 1:
+        raise UserError(f"rounds={cfg.rounds}: expected at least 1")
     uri = tracking.store_uri(cfg.tracking.uri, cfg.store)
     experiment_id = tracking.prepare(uri, cfg.store, cfg.tracking.experiment)
     members = load_members(uri, experiment_id, cfg)
@@ -192,28 +194,42 @@ def combine(cfg: DictConfig) -> None:
     produce = partial(write, members=members, votes=votes, table=table, data=data)
     produce(directory)
     log.info("tables and pictures: %s", directory)
+    if not cfg.tracking.enabled:
+        return
     name = cfg.tracking.run_name or f"ensemble {cfg.sweep or ''}".strip()
     chosen = {
         run_id: int(weight)
         for run_id, weight in zip(members.run_ids, weights, strict=True)
         if weight
     }
+    tags = {"kind": "ensemble", "members": " ".join(f"{k}*{w}" for k, w in chosen.items())}
+    if data is not None:
+        tags |= {"data": data.name, "data.sha256": data.digest}
+    mixture = mix(uri, chosen) if cfg.tracking.log_model and data is not None else None
     with (
         interrupt.obeyed(),
         tracking.start_run(
-            uri, experiment_id, name=name, tags={"kind": "ensemble"}, params=config.flatten(cfg)
+            uri, experiment_id, name=name, tags=tags, params=config.flatten(cfg)
         ) as tracker,
     ):
-        tracker.set_tags({"members": " ".join(f"{k}*{w}" for k, w in chosen.items())})
         tracker.log_metrics(result, step=0)
         tracker.log_artifacts(produce)
-        if cfg.tracking.log_model and data is not None:
-            mixture = models.Mixture(
-                [from_mlflow(uri, run_id).model for run_id in chosen], list(chosen.values())
-            )
+        settings = recorded.config_of(uri, members.run_ids[0])  # for the data that it is of
+        tracker.log_artifacts(lambda folder: OmegaConf.save(settings, folder / "config.yaml"))
+        if mixture is not None and data is not None:
             example = datasets.to_float(data.test.images[:2]).numpy()
             tracker.log_model(mixture, example, data.classes, registered_name=cfg.model_name)
             log.info("registered as model %s", cfg.model_name)
+
+
+def mix(uri: str, chosen: Mapping[str, int]) -> models.Mixture | None:
+    """One model of the runs and their weights; None where one of them has no model any more."""
+    try:
+        members = [from_mlflow(uri, run_id).model for run_id in chosen]
+    except UserError as error:
+        log.warning("WARNING: no model of the ensemble is registered: %s", error)
+        return None
+    return models.Mixture(members, list(chosen.values()))
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mnist_sweep.errors import UserError
 
+DIGITS = tuple("0123456789")
 MAX_PIXELS = 50_000_000  # a larger picture is refused before it is unpacked
 WORKING_SIZE = 560  # pixels of the longer side that are looked at
 BOX, SIZE = 20, 28  # of LeCun's preparation: the digit in a box, the box in the image
@@ -113,8 +114,11 @@ def _centre_of_mass(ink: NDArray[np.float32]) -> tuple[float, float]:
 
 
 def resize(picture: Image.Image, shape: Sequence[int]) -> NDArray[np.uint8]:
-    """[C, H, W]: the middle square, for models of pictures other than digits."""
+    """[C, H, W]: the middle square, on white, for models of pictures other than digits."""
     channels, height, width = shape
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     converted = picture.convert("RGB" if channels == 3 else "L")
     fitted = ImageOps.fit(converted, (width, height), Image.Resampling.BILINEAR)
     return np.asarray(fitted, np.uint8).reshape(height, width, -1).transpose(2, 0, 1)

@@ -7,10 +7,11 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +23,19 @@ from torch import nn
 from mnist_sweep import checkpoint, config, models, recorded, registry, tracking
 from mnist_sweep.data import Dataset
 from mnist_sweep.errors import UserError, without_password
+from mnist_sweep.images import DIGITS
 from mnist_sweep.train import load_data
 from mnist_sweep.trainer import EVAL_BATCH_SIZE
 
-DIGITS = tuple("0123456789")
 ABOUT = "mnist_sweep.json"  # inside an exported .pt2
+# What the graph of a .pt2 may call, and the sizes that it may compute.
+TARGET = (
+    r"torch\.ops\.aten\.[\w.]+|_operator\.(add|sub|mul|floordiv|mod|neg|getitem|eq|ne|[lg][te])"
+)
+EXPRESSION = (
+    r"(Symbol|Integer|Add|Mul|Pow|FloorDiv|Mod|Max|Min|positive|nonnegative|integer|True|False"
+    r"|'[su]\d+'|[-+*/(),= \d])*"
+)
 TRAIN_ONE = "python -m mnist_sweep trains one"
 
 
@@ -91,15 +100,26 @@ def data_of(cfg: DictConfig, loaded: Loaded) -> Dataset:
     """`cfg.data`; where the command names none, what the model was trained on, as far as is known."""
     origin = loaded.origin
     settings = Path(origin.name) / ".hydra" / "config.yaml"  # of a checkpoint
-    if any(o.lstrip("+").startswith("data") for o in HydraConfig.get().overrides.task):
+    given = [o.lstrip("+").partition("=")[0] for o in HydraConfig.get().overrides.task]
+    uri = tracking.store_uri(cfg.tracking.uri, cfg.store)
+    if "data" in given or (origin.run_id is None and not settings.is_file()):
         return load_data(cfg.data)
-    found = OmegaConf.create()
-    if origin.run_id is not None:
-        uri = tracking.store_uri(cfg.tracking.uri, cfg.store)
-        found = recorded.config_of(uri, origin.run_id)
-    elif settings.is_file():
-        found = OmegaConf.load(settings)  # type: ignore[assignment]
-    return load_data(found.get("data", cfg.data))  # an ensemble has none
+    found = (
+        OmegaConf.load(settings)
+        if origin.run_id is None
+        else recorded.config_of(uri, origin.run_id)
+    )
+    for key in given:
+        if key.startswith("data."):
+            OmegaConf.update(found, key, OmegaConf.select(cfg, key), force_add=True)
+    data = load_data(found.data)
+    digest = recorded.data_digest(uri, origin.run_id) if origin.run_id else None
+    if digest not in (data.digest, None):  # its test images may be those that it was trained on
+        raise UserError(
+            f"model={origin.name} was trained on other images than the {data.name} that is here; "
+            "bring those back, or choose with data=..."
+        )
+    return data
 
 
 def check_fits(model: Loaded, data: Dataset) -> None:
@@ -191,24 +211,52 @@ def _program(
                 "you trust where it comes from"
             )
         return torch.export.load(path, extra_files=extra_files)
-    except (RuntimeError, ValueError, zipfile.BadZipFile) as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged file makes torch stumble over
         raise UserError(f"model={name}: no whole .pt2") from error
 
 
 def _could_run_code(path: Path) -> str | None:
-    """The first part of a .pt2 that is not plain tensors or JSON (archive format of torch 2.14)."""
+    """The first part of a .pt2 that is not plain tensors and calls of ATen (format of torch 2.14).
+
+    torch unpickles what its JSON says is pickled, and evaluates the expressions in it.
+    """
     with zipfile.ZipFile(path) as archive:
+        seen: set[str] = set()
         for part in archive.namelist():
-            if any(word in part for word in ("aotinductor", "custom_obj", "opaque_obj")):
+            name = part.lower()  # torch finds its parts whatever their case, the first of two
+            if name in seen or any(w in name for w in ("aotinductor", "custom_obj", "opaque_obj")):
                 return part
-            if part.endswith("config.json") and b'"use_pickle": true' in archive.read(part):
+            seen.add(name)
+            if name.endswith(".json") and not all(map(_is_plain, _items(archive.read(part)))):
                 return part
-            if part.endswith(".pt"):
+            if name.endswith(".pt"):
                 try:
                     torch.load(io.BytesIO(archive.read(part)), weights_only=True)
                 except (UnpicklingError, RuntimeError):
                     return part
     return None
+
+
+def _items(content: bytes) -> Iterator[tuple[str, Any]]:
+    """(key, value) of all objects of a JSON text, at any depth."""
+    left = [json.loads(content)]
+    while left:
+        node = left.pop()
+        if isinstance(node, dict):
+            yield from node.items()
+            left += node.values()
+        elif isinstance(node, list):
+            left += node
+
+
+def _is_plain(item: tuple[str, Any]) -> bool:
+    key, value = item
+    if key in ("use_pickle", "guards_code"):
+        return not value
+    pattern = {"target": TARGET, "expr_str": EXPRESSION}.get(key)
+    return pattern is None or re.fullmatch(pattern, str(value)) is not None
 
 
 def _loaded(

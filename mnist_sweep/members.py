@@ -38,7 +38,7 @@ class Members:
 
 def of_runs(uri: str, runs: Sequence[Run]) -> Members:
     """Raises UserError where a run left no predictions, or they were made of different data."""
-    if len({run.data.tags["data.sha256"] for run in runs}) > 1:
+    if len({run.data.tags.get("data.sha256") for run in runs}) > 1:
         raise UserError("the runs were made of different data: no comparison across them")
     stored = []
     for run in runs:

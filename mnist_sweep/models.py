@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -164,8 +165,9 @@ def summary(model: nn.Module, in_shape: tuple[int, int, int]) -> list[tuple[str,
     """(layer, output shape without the batch, parameters) for every leaf, in forward order."""
     rows: list[tuple[str, str, int]] = []
 
-    def note(module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-        shape = "x".join(map(str, output.shape[1:]))
+    def note(module: nn.Module, _inputs: object, output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) else output  # of an LSTM its sequence
+        shape = "x".join(map(str, first.shape[1:]))
         rows.append((type(module).__name__, shape, n_parameters(module)))
 
     leaves = [m for m in model.modules() if not list(m.children())]

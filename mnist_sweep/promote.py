@@ -33,10 +33,11 @@ def promote(cfg: DictConfig) -> None:
     if champion is not None and champion.version == challenger.version:
         log.info("%s version %s is the champion already", name, champion.version)
         return
-    trained_on = [v.tags.get("data") for v in (champion, challenger) if v is not None]
-    if len(set(trained_on)) > 1 and not cfg.force:
+    tags = [v.tags for v in (champion, challenger) if v is not None]
+    if len({t.get("data.sha256") for t in tags}) > 1 and not cfg.force:
+        was, now = (f"{t.get('data')} ({t.get('data.sha256', '')[:8]})" for t in tags)
         raise UserError(
-            f"the champion was trained on {trained_on[0]}, the challenger on {trained_on[1]}: "
+            f"the champion was trained on {was}, the challenger on {now}: "
             "force=true, or tracking.register=<another name> for the sweeps of each"
         )
     versions = {registry.CHAMPION: champion, registry.CHALLENGER: challenger}

@@ -110,6 +110,12 @@ def config_of(uri: str, run_id: str) -> DictConfig:
     return found
 
 
+def data_digest(uri: str, run_id: str) -> str | None:
+    """Of the data that a run was trained on."""
+    digest: str | None = MlflowClient(uri).get_run(run_id).data.tags.get("data.sha256")
+    return digest
+
+
 @contextmanager
 def model_folder(uri: str, model_uri: str) -> Iterator[tuple[Path, Model]]:
     """A logged or registered model on this machine while the block lasts, and what is known of it.

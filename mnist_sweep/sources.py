@@ -70,8 +70,17 @@ def image_folder(
         test_images, test_labels = _read_classes(top / "test", classes, size, channels)
         return Arrays(images, labels, test_images, test_labels, tuple(classes))
     classes = _subfolders(top)
+    if splits := {"train", "val", "valid", "validation", "test"} & set(classes):
+        raise UserError(
+            f"data.root={top} has {', '.join(sorted(splits))}: expected train/ and test/, or one "
+            "subfolder for each class"
+        )
     images, labels = _read_classes(top, classes, size, channels)
     n_test = round(test_fraction * len(labels))
+    if not 0 < n_test < len(labels):
+        raise UserError(
+            f"data.source.test_fraction={test_fraction} of {len(labels)} images is {n_test}: too few"
+        )
     test = stratified(labels, n_test, SPLIT_SEED)
     return Arrays(images[~test], labels[~test], images[test], labels[test], tuple(classes))
 
@@ -89,27 +98,22 @@ def _subfolders(folder: Path) -> list[str]:
 def _read_classes(
     folder: Path, classes: list[str], size: int, channels: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images [N, C, size, size] and labels [N], sorted by class and name."""
+    """Images [N, C, size, size] and labels [N], sorted by class and name.
+
+    Made as those that a trained model is asked about, digits in the way of MNIST.
+    """
+    from mnist_sweep.images import DIGITS, read  # imports Pillow
+
     images: list[NDArray[np.uint8]] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
         files = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in SUFFIXES)
         if not files:
             raise UserError(f"{folder / name} has no images ({', '.join(sorted(SUFFIXES))})")
-        images += [_read_image(path, size, channels) for path in files]
+        for path in files:
+            try:
+                images.append(read(path, (channels, size, size), is_digit=classes == list(DIGITS)))
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from error
         labels += [label] * len(files)
     return np.stack(images), np.array(labels, dtype=np.int64)
-
-
-def _read_image(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
-    """[C, size, size]; smaller by averaging, larger bilinear."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            pixels = image.convert("L" if channels == 1 else "RGB")
-            resized = pixels.resize((size, size), Image.Resampling.BILINEAR)
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{path} is no image that can be read: {error}") from error
-    array = np.asarray(resized, dtype=np.uint8)
-    return array[None] if channels == 1 else array.transpose(2, 0, 1)

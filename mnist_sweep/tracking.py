@@ -8,7 +8,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -129,16 +129,18 @@ def runs(client: MlflowClient, experiment_id: str, query: str = "") -> Iterator[
 
 
 def retried(call: Callable[[], T]) -> T:
-    """Call again while the store is locked or away, for RETRY_FOR_S seconds."""
+    """Call again while the store is locked or its server away, for RETRY_FOR_S seconds."""
     deadline = time.monotonic() + RETRY_FOR_S
     while True:
         try:
             return call()
         except MlflowException as error:
-            busy = error.error_code == "TEMPORARILY_UNAVAILABLE" or "is locked" in str(error)
+            busy = error.error_code == "TEMPORARILY_UNAVAILABLE" or any(
+                text in str(error) for text in ("is locked", "failed with exception")
+            )
             if not busy or time.monotonic() > deadline:
                 raise
-            log.warning("the MLflow store is busy, trying again")
+            log.warning("the MLflow store is busy or away, trying again")
             time.sleep(1)
 
 
@@ -158,7 +160,8 @@ class MlflowTracker:
         retried(partial(self.client.log_batch, self.run_id, tags=entities))
 
     def log_params(self, params: Mapping[str, str]) -> None:
-        entities = [Param(name, value[:PARAM_LIMIT]) for name, value in params.items()]
+        shown = {name: without_password(value)[:PARAM_LIMIT] for name, value in params.items()}
+        entities = [Param(name, value) for name, value in shown.items()]
         for first in range(0, len(entities), 100):  # MLflow's limit a call
             batch = entities[first : first + 100]
             retried(partial(self.client.log_batch, self.run_id, params=batch))
@@ -232,16 +235,28 @@ def start_run(
     try:
         tracker.log_params(params)
         yield tracker
+        _end(tracker, "FINISHED")
     except Exception as error:
-        tracker.set_tags({"error": f"{type(error).__name__}: {error}"[:5000]})
         text = traceback.format_exc()
-        tracker.log_artifacts(lambda folder: _write(folder / "traceback.txt", text))
-        retried(partial(mlflow.end_run, "FAILED"))
+        with suppress(MlflowException):  # where the store stays away, the first error is told
+            tracker.set_tags({"error": f"{type(error).__name__}: {error}"[:5000]})
+            tracker.log_artifacts(lambda folder: _write(folder / "traceback.txt", text))
+        with suppress(MlflowException):
+            _end(tracker, "FAILED")
         raise
     except BaseException:
-        retried(partial(mlflow.end_run, "KILLED"))
+        with suppress(MlflowException):
+            _end(tracker, "KILLED")
         raise
-    retried(mlflow.end_run)
+
+
+def _end(tracker: MlflowTracker, status: str) -> None:
+    """`mlflow.end_run` alone forgets the run before it writes, so that a second try does nothing."""
+    try:
+        retried(partial(tracker.client.set_terminated, tracker.run_id, status))
+    finally:
+        with suppress(MlflowException):
+            mlflow.end_run(status)
 
 
 def _write(path: Path, text: str) -> None:

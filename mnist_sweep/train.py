@@ -137,9 +137,18 @@ def check_sizes(cfg: DictConfig, model: nn.Module, data: Dataset) -> None:
 def resume(cfg: DictConfig, trainer: Trainer) -> None:
     """Go on where the run in `trainer.resume` stopped, and say what is set otherwise than there."""
     directory = Path(cfg.trainer.resume)
-    trainer.restore(directory)
     settings = directory / ".hydra" / "config.yaml"
     changed = config.differences(OmegaConf.load(settings), cfg) if settings.is_file() else []  # type: ignore[arg-type]
+    # the checkpoint brings these, whatever is set now
+    kept = ["optimizer.", "scheduler.", "trainer.ema_decay"]
+    if cfg.scheduler.total_steps_as:
+        kept += ["trainer.max_epochs", "data.batch_size", "data.train_size", "data.val_size"]
+    if refused := [change for change in changed if change.startswith(tuple(kept))]:
+        raise UserError(
+            f"the run in {directory} goes on with the optimizer and the schedule that it was begun "
+            f"with: {'; '.join(refused)} cannot change"
+        )
+    trainer.restore(directory)
     if changed:
         log.warning("WARNING: not as in %s: %s", directory, "; ".join(changed))
 
@@ -213,7 +222,7 @@ def open_tracker(cfg: DictConfig, data: Dataset, device: torch.device) -> Iterat
         experiment_id,
         name=cfg.tracking.run_name or tags["model"],
         tags=tags,
-        params={key: without_password(value) for key, value in config.flatten(cfg).items()},
+        params=config.flatten(cfg),
     ) as tracker:
         sizes = {name: len(split) for name, split in data.splits.items()}
         tracker.log_dataset(data.name, data.digest, cfg.data.root, sizes)

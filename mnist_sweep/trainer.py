@@ -168,9 +168,9 @@ class Trainer:
             with self._signals.installed():
                 while not self._finished():
                     metrics = self._epoch()
+                    self._save_last()  # first: a store that is away must not cost the epoch
                     tracker.log_metrics(metrics, step=self.state.epoch)
                     self.state.pruned = reporter.report(self.state.epoch, metrics)
-                    self._save_last()
                     self._signals.obey_pending()
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
@@ -314,6 +314,7 @@ class Trainer:
         state = {
             "state": asdict(self.state),
             "data": self.data.digest,
+            "device": self.device.type,
             "partial": partial,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -352,8 +353,12 @@ class Trainer:
                 f"the checkpoint in {directory} is of another configuration: "
                 f"{str(error).splitlines()[0]}"
             ) from error
-        self.scaler.load_state_dict(saved["scaler"])
-        self.generator.set_state(saved["generator"])
+        if saved["scaler"]:  # else its precision needed none
+            self.scaler.load_state_dict(saved["scaler"])
+        if saved.get("device", self.device.type) == self.device.type:
+            self.generator.set_state(saved["generator"])
+        else:  # each kind of device has random numbers of its own
+            log.warning("WARNING: %s was on %s: not the same bits", directory, saved["device"])
         checkpoint.set_rng_state(saved["rng"], self.device)
         self.state = State(**saved["state"])
         if saved["partial"] is not None:

@@ -19,6 +19,7 @@ from mnist_sweep.models import Mixture
 
 DATA = {
     "name": "mnist5k",
+    "on_missing": "error",
     "source": {"_target_": "mnist_sweep.data.embedded_mnist"},
     **{"root": "", "val_size": 500, "split_seed": 0, "train_size": None, "classes": None},
 }
@@ -94,8 +95,8 @@ def record(uri, experiment_id, *, hides, split=0, model=True):
     return tracker.run_id
 
 
-def run(store: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mnist_sweep.ensemble", f"store={store}", *arguments]
+def run(store: Path, *arguments: str, tool: str = "ensemble") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"mnist_sweep.{tool}", f"store={store}", *arguments]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
 
@@ -124,6 +125,26 @@ def test_command_votes_and_registers_one_model(tmp_path):
     with torch.no_grad():
         each = [loading.from_mlflow(uri, i).model(torch.tensor(images)).softmax(1) for i in ids[:2]]
     assert np.exp(voted) == pytest.approx(torch.stack(each).mean(0).numpy(), abs=1e-5)
+    used = run(tmp_path, "model=models:/ensemble/1", "robustness=false", tool="evaluate")
+    assert "on 500 test images of mnist5k" in used.stdout, used.stderr
+
+
+def test_member_without_its_model_still_votes(tmp_path):
+    uri = tracking.store_uri(None, str(tmp_path))
+    experiment_id = tracking.prepare(uri, str(tmp_path), "mnist_sweep")
+    for digit in (3, 5):
+        record(uri, experiment_id, hides=digit, model=False)
+    done = run(tmp_path, "sweep=s")
+    assert done.returncode == 0, done.stderr
+    assert "no model of the ensemble is registered" in done.stdout
+    assert run(tmp_path, "sweep=s", "tracking=none").returncode == 0
+    found = MlflowClient(uri).search_runs([experiment_id], "tags.kind = 'ensemble'")
+    assert [each.info.status for each in found] == ["FINISHED"]  # the second left no record
+
+
+def test_rounds_below_one_are_refused(tmp_path):
+    done = run(tmp_path, "sweep=s", "rounds=0")
+    assert done.stderr == "error: rounds=0: expected at least 1\n"
 
 
 def test_without_shared_validation_nothing_is_selected(tmp_path, caplog):

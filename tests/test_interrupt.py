@@ -119,11 +119,21 @@ def test_sigkill_then_resume_from_the_last_epoch(store: Path, whole: Path) -> No
 
 @pytest.mark.slow
 def test_resume_of_a_finished_run_says_what_differs(store: Path, whole: Path) -> None:
-    changed = "optimizer.lr=0.002"
-    done = cli(*LONG, changed, f"trainer.resume={whole}", "tracking=none", store=store)
+    resumed = (*LONG, f"trainer.resume={whole}", "tracking=none")
+    done = cli(*resumed, "trainer.grad_clip=1", store=store)
     assert done.returncode == 0, done.stderr
     assert "WARNING" in done.stdout
-    assert "optimizer.lr: 0.001 -> 0.002" in done.stdout
+    assert "trainer.grad_clip: None -> 1.0" in done.stdout
+
+
+@pytest.mark.parametrize("change", ["optimizer.lr: 0.001 -> 0.002", "trainer.max_epochs: 3 -> 4"])
+def test_resume_refuses_what_the_checkpoint_brings(store: Path, whole: Path, change: str) -> None:
+    """The schedule is made for these three epochs."""
+    setting = change.split(":", maxsplit=1)[0] + "=" + change.rpartition(" ")[2]
+    done = cli(*LONG, setting, f"trainer.resume={whole}", "tracking=none", store=store)
+    assert done.returncode == 2, done.stderr
+    assert change in done.stderr
+    assert "cannot change" in done.stderr
 
 
 def test_sigint_ends_with_130(store: Path) -> None:

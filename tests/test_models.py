@@ -119,3 +119,17 @@ def test_batch_of_one_image_does_where_batch_norm_sees_several_pixels(
     assert models.learns_from_one(net, (3, side, side)) is does
     assert net.training  # the model itself was left alone
     assert net.bn1.num_batches_tracked == 0
+
+
+def test_summary_takes_layers_of_several_outputs() -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.logits = nn.LSTM(28, 16, batch_first=True), nn.Linear(16, 10)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.logits(self.lstm(images[:, 0])[0][:, -1])
+            return logits
+
+    rows = models.summary(Rows(), (1, 28, 28))
+    assert [row[:2] for row in rows] == [("LSTM", "28x16"), ("Linear", "10")]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnist_sweep import sources
+from mnist_sweep import images, sources
 from mnist_sweep.data import idx_files, parse_idx
 from mnist_sweep.errors import UserError
 
@@ -108,5 +108,36 @@ def test_folder_names_what_is_wrong(tmp_path):
     with pytest.raises(UserError, match="b has no images"):
         sources.image_folder(str(tmp_path))
     write(tmp_path / "b" / "broken.png", b"no image")
-    with pytest.raises(UserError, match=r"broken\.png is no image that can be read"):
+    with pytest.raises(UserError, match=r"broken\.png: no picture that can be read"):
         sources.image_folder(str(tmp_path))
+
+
+def test_folder_of_splits_is_not_taken_for_classes(tmp_path):
+    for half in ("train", "val"):
+        for name in ("a", "b"):
+            picture(tmp_path / half / name / "0.png", (9, 9), 100, "L")
+    with pytest.raises(UserError, match="has train, val: expected train/ and test/"):
+        sources.image_folder(str(tmp_path))
+
+
+def test_folder_of_too_few_images_for_a_test_set_is_told(tmp_path):
+    for name in ("a", "b"):
+        picture(tmp_path / name / "0.png", (9, 9), 100, "L")
+    with pytest.raises(UserError, match="of 2 images is 0"):
+        sources.image_folder(str(tmp_path), test_fraction=0.1)
+
+
+@pytest.mark.parametrize("names", ["0123456789", "ab"])
+def test_folder_is_read_as_a_trained_model_reads_a_picture(tmp_path, names):
+    for name in names:
+        for i in range(2):
+            path = tmp_path / name / f"{i}.png"
+            path.parent.mkdir(exist_ok=True)
+            ink = Image.new("RGBA", (40, 60), (0, 0, 0, 0))
+            ink.paste((30, 30, 30, 255), (5, 5, 12, 50))
+            ink.save(path)
+    arrays = sources.image_folder(str(tmp_path), test_fraction=0.5)
+    as_asked = images.read(path, (1, 28, 28), is_digit=names == "0123456789")
+    assert (arrays.train_images == as_asked).all()
+    assert as_asked.min() < 50  # what is transparent has not the colour of the ink
+    assert as_asked.max() > 200

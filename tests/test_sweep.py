@@ -12,9 +12,10 @@ import engine
 import optuna
 import pytest
 from engine import n_done, run, start, states, trials
+from omegaconf import OmegaConf
 from optuna.trial import TrialState
 
-from mnist_sweep.sweep import storage
+from mnist_sweep.sweep import driver, storage
 
 pytestmark = pytest.mark.slow
 
@@ -282,6 +283,31 @@ def test_short_trials_do_not_wait_for_long_ones(store: Path) -> None:
     found = trials(store, "b")
     long = next(t for t in found if t.params["sleep_s"] == 8)
     assert long.datetime_complete == max(t.datetime_complete for t in found)
+
+
+@pytest.mark.parametrize(
+    ("listed", "device", "seen"),
+    [
+        ("GPU 0: NVIDIA H200 (UUID: GPU-a)\nGPU 1: NVIDIA H200 (UUID: GPU-b)", "auto", ["0", "1"]),
+        ("GPU 0: NVIDIA H200 (UUID: GPU-a)\nGPU 1: NVIDIA H200 (UUID: GPU-b)", "cuda:1", []),
+        (
+            "GPU 0: NVIDIA A100 (UUID: GPU-a)\n"
+            "  MIG 1g.5gb Device 0: (UUID: MIG-11111111-2222-3333-4444-555555555555)\n"
+            "  MIG 1g.5gb Device 1: (UUID: MIG-11111111-2222-3333-4444-666666666666)",
+            "cuda",
+            [f"MIG-11111111-2222-3333-4444-{n * 12}" for n in "56"],
+        ),
+    ],
+)
+def test_gpus_are_those_that_may_be_shared_out(
+    listed: str, device: str, seen: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"  # in the words of the real one, which needs a card
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{listed}\nEND\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert driver._visible_gpus(OmegaConf.create({"device": device})) == seen
 
 
 def test_each_worker_sees_one_gpu_and_its_share_of_threads(store: Path) -> None:

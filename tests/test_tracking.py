@@ -5,13 +5,24 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-from conftest import HAS_MNIST, ROOT, SMALL, cli, environment, recorded, run_directory, succeed
+from conftest import (
+    HAS_MNIST,
+    ROOT,
+    SMALL,
+    cli,
+    command,
+    environment,
+    recorded,
+    run_directory,
+    succeed,
+)
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from test_config import composed
@@ -192,10 +203,59 @@ def test_server_that_accepts_but_never_answers_is_given_up_in_time(store: Path) 
 @pytest.mark.slow
 def test_server_is_used_without_other_changes(store: Path, tmp_path: Path) -> None:
     """`tracking.uri` of a real server; nothing of MLflow's is written under `store`."""
+    with served(tmp_path, free_port()) as uri:
+        directory = run_directory(cli(*SMALL, f"tracking.uri={uri}", store=store).stdout)
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name("mnist_sweep")
+        assert experiment is not None
+        (run,) = client.search_runs([experiment.experiment_id])
+        names = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["directory"] == str(directory)
+    assert {"predictions.npz", "confusion_matrix.png"} <= names
+    assert not (store / "mlflow.db").exists()
+
+
+@pytest.mark.slow
+def test_server_that_comes_back_finds_a_run_that_waited(store: Path, tmp_path: Path) -> None:
+    port = free_port()
+    with served(tmp_path, port) as uri:
+        arguments = (*SMALL, "trainer.max_epochs=3", "tracking.log_model=false")
+        run = subprocess.Popen(
+            command(*arguments, f"tracking.uri={uri}", store=store),
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert run.stdout is not None
+        for line in run.stdout:
+            if line.startswith("epoch 1/"):
+                break
+    time.sleep(15)  # longer than MLflow itself tries
+    assert run.poll() is None
+    with served(tmp_path, port) as uri:
+        output, _ = run.communicate(timeout=100)
+        assert run.returncode == 0, output
+        client = MlflowClient(uri)
+        (recorded_run,) = client.search_runs(["1"])
+        history = client.get_metric_history(recorded_run.info.run_id, "val/loss")
+    assert "busy or away" in output
+    assert recorded_run.info.status == "FINISHED"
+    assert [metric.step for metric in history] == [1, 2, 3]
+
+
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    backend = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
-    backend += ["--artifacts-destination", str(tmp_path / "served"), "--workers", "1"]
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def served(folder: Path, port: int) -> Iterator[str]:
+    """The address of an MLflow server over a database in `folder`, ended with the block."""
+    backend = ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
+    backend += ["--artifacts-destination", str(folder / "served"), "--workers", "1"]
     listen = ["server", "--host", "127.0.0.1", "--port", str(port)]
     server = subprocess.Popen(
         [sys.executable, "-m", "mlflow", *listen, *backend],
@@ -206,19 +266,10 @@ def test_server_is_used_without_other_changes(store: Path, tmp_path: Path) -> No
     uri = f"http://127.0.0.1:{port}"
     try:
         wait_for(uri)
-        directory = run_directory(cli(*SMALL, f"tracking.uri={uri}", store=store).stdout)
-        client = MlflowClient(uri)
-        experiment = client.get_experiment_by_name("mnist_sweep")
-        assert experiment is not None
-        (run,) = client.search_runs([experiment.experiment_id])
-        names = {file.path for file in client.list_artifacts(run.info.run_id)}
+        yield uri
     finally:
         server.terminate()
         server.wait(30)
-    assert run.info.status == "FINISHED"
-    assert run.data.tags["directory"] == str(directory)
-    assert {"predictions.npz", "confusion_matrix.png"} <= names
-    assert not (store / "mlflow.db").exists()
 
 
 def wait_for(uri: str) -> None:
@@ -269,3 +320,21 @@ def test_prepare_by_two_processes_at_once_leaves_the_store_whole(store: Path) ->
     ids = {process.communicate(timeout=120)[0].strip() for process in both}
     assert [process.returncode for process in both] == [0, 0]
     assert len(ids) == 1
+
+
+def test_git_state_knows_new_files_and_those_in_any_encoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "old.py").write_text("")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    monkeypatch.setattr(provenance, "__file__", str(package / "provenance.py"))
+    assert provenance.git_state.__wrapped__()[1] == ""
+    (package / "old.py").write_bytes("# grün".encode("latin-1"))
+    (package / "new.py").write_text("")
+    _, diff = provenance.git_state.__wrapped__()
+    assert "gr\N{REPLACEMENT CHARACTER}n" in diff
+    assert diff.endswith("new file: package/new.py\n")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_config import composed
 from torch import nn
 
 from mnist_sweep import checkpoint
@@ -16,6 +17,7 @@ from mnist_sweep.data import Dataset, Split
 from mnist_sweep.errors import UserError
 from mnist_sweep.models import CNN
 from mnist_sweep.reporting import NullReporter
+from mnist_sweep.train import build_schedule
 from mnist_sweep.trainer import DivergedError, NullTracker, Trainer
 
 N_TRAIN = 60
@@ -249,6 +251,28 @@ def test_plateau_follows_the_objective_with_its_sign(tmp_path: Path) -> None:
     history = trainer.fit(Journal(), NullReporter()).history
     assert [epoch["lr"] for epoch in history] == [0.1] * 4
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)  # after the fourth, worse
+
+
+def test_plateau_takes_a_loss_that_stays_for_no_improvement() -> None:
+    cfg = composed("scheduler=plateau", "objective=val/loss", "direction=minimize")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = build_schedule(cfg, optimizer, steps_per_epoch=1)
+    for _ in range(5):
+        schedule.step(-0.1)  # with its sign turned, as the trainer hands it over
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+def test_restore_on_another_kind_of_device_goes_on_with_other_random_numbers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    toy(tmp_path / "a").fit(Journal(), NullReporter())
+    saved = checkpoint.load(tmp_path / "a" / checkpoint.LAST)
+    cuda = {"device": "cuda", "generator": torch.zeros(16, dtype=torch.uint8)}  # as one of CUDA's
+    checkpoint.save(tmp_path / "a" / checkpoint.LAST, saved | cuda)
+    resumed = toy(tmp_path / "b", settings=TrainerConfig(max_epochs=4))
+    resumed.restore(tmp_path / "a")
+    assert "was on cuda: not the same bits" in caplog.text
+    assert resumed.fit(Journal(), NullReporter()).epoch == 4
 
 
 def test_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) -> None:

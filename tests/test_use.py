@@ -4,10 +4,13 @@ import csv
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -19,11 +22,15 @@ import pytest
 import torch
 from conftest import ROOT, environment, recorded
 from mlflow import MlflowClient
+from omegaconf import OmegaConf
 from PIL import Image
 from test_images import as_file, drawn
 from test_ui import answers
 from torch import nn
 from trained import store
+
+from mnist_sweep import loading
+from mnist_sweep.errors import UserError
 
 
 def tool(name: str, *arguments: object, at: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -154,14 +161,64 @@ class Marked:
         return Path.touch, (self.path,)
 
 
-def test_code_within_a_pt2_is_not_run(tmp_path: Path) -> None:
+def pickled(root: str, mark: Path, parts: dict[str, bytes]) -> None:
+    parts[f"{root}/data/constants/opaque_obj_0"] = pickle.dumps(Marked(mark))
+
+
+def weights_as_pickles(root: str, mark: Path, parts: dict[str, bytes]) -> None:
+    name = f"{root}/data/weights/model_weights_config.json"
+    about = json.loads(parts[name])
+    for weight in about["config"].values():
+        weight["use_pickle"] = True
+    parts[name] = json.dumps(about, separators=(",", ":")).encode()
+    for part in parts:
+        if "/weights/weight_" in part:
+            parts[part] = pickle.dumps(Marked(mark))
+
+
+def expression(root: str, mark: Path, parts: dict[str, bytes]) -> None:
+    name = f"{root}/models/model.json"
+    code = f"__import__('pathlib').Path('{mark}').touch() or Integer(2)"
+    parts[name] = re.sub(rb"Symbol\('s\d+'[^\"]*", code.encode(), parts[name])
+    assert code.encode() in parts[name]
+
+
+def in_other_case(root: str, mark: Path, parts: dict[str, bytes]) -> None:
+    expression(root, mark, parts)
+    parts[f"{root}/models/MODEL.json"] = parts.pop(f"{root}/models/model.json")
+
+
+@pytest.mark.parametrize("spoil", [pickled, weights_as_pickles, expression, in_other_case])
+def test_code_within_a_pt2_is_not_run(
+    spoil: Callable[[str, Path, dict[str, bytes]], None], tmp_path: Path
+) -> None:
+    made, path, mark = exported(), tmp_path / "m.pt2", tmp_path / "ran"
+    with zipfile.ZipFile(made) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    spoil(next(iter(parts)).split("/")[0], mark, parts)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    settings = {"source": str(path), "allow_pickle": False, "tracking": {"uri": None}}
+    with pytest.raises(UserError, match="in it can run any code"):
+        loading.load(OmegaConf.create({**settings, "store": str(tmp_path)}))
+    assert not mark.exists()
+
+
+@cache
+def exported() -> Path:
+    path = store() / "m.pt2"
+    assert tool("export", "format=pt2", f"output={path}", f"model={run_id()}").returncode == 0
+    return path
+
+
+def test_predict_refuses_a_pt2_with_code_in_it(tmp_path: Path) -> None:
     path, mark, picture = tmp_path / "m.pt2", tmp_path / "ran", tmp_path / "0.png"
     drawn(0).save(picture)
-    assert tool("export", "format=pt2", f"output={path}", f"model={run_id()}").returncode == 0
+    shutil.copy(exported(), path)
     with zipfile.ZipFile(path, "a") as archive:
         root = archive.namelist()[0].split("/")[0]
-        pickled = pickle.dumps(Marked(mark))
-        archive.writestr(f"{root}/data/constants/opaque_obj_0", pickled)
+        archive.writestr(f"{root}/data/constants/opaque_obj_0", pickle.dumps(Marked(mark)))
     done = tool("predict", f"model={path}", picture)
     assert done.returncode == 2
     assert "opaque_obj_0 in it can run any code" in done.stderr
@@ -169,7 +226,7 @@ def test_code_within_a_pt2_is_not_run(tmp_path: Path) -> None:
 
 
 def test_evaluate_measures_and_records() -> None:
-    done = tool("evaluate", f"model={run_id()}")
+    done = tool("evaluate", f"model={run_id()}", "data.batch_size=50")
     assert done.returncode == 0, done.stderr
     assert "on 500 test images of mnist5k" in done.stdout
     assert "inverted" in done.stdout
@@ -182,6 +239,19 @@ def test_evaluate_measures_and_records() -> None:
     client = MlflowClient(f"sqlite:///{store()}/mlflow.db")
     kept = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert {"robustness.png", "robustness.csv", "confusion_matrix.png"} <= kept
+
+
+def test_evaluate_refuses_other_images_than_those_of_the_training() -> None:
+    """The embedded images are of MNIST's training set, on which a model looks better than it is."""
+    client = MlflowClient(f"sqlite:///{store()}/mlflow.db")
+    digest = client.get_run(run_id()).data.tags["data.sha256"]
+    client.set_tag(run_id(), "data.sha256", "0" * 64)
+    try:
+        done = tool("evaluate", f"model={run_id()}", "robustness=false")
+    finally:
+        client.set_tag(run_id(), "data.sha256", digest)
+    assert done.returncode == 2
+    assert "was trained on other images than the mnist5k that is here" in done.stderr
 
 
 def test_evaluate_refuses_data_of_other_classes(tmp_path: Path) -> None:
@@ -216,6 +286,11 @@ def test_sweep_registers_its_best_and_promote_decides(tmp_path: Path) -> None:
     engine.run(*small, "optimizer.lr=1e-5", "sweep.name=c", store=at, module="mnist_sweep")
     assert "the champion stays" in tool("promote", at=at).stdout
     assert client.get_model_version_by_alias("mnist-sweep", "champion").version == 2
+    client.set_model_version_tag("mnist-sweep", "3", "data.sha256", "another")
+    refused = tool("promote", at=at)
+    assert refused.returncode == 2
+    assert "the challenger on mnist5k (another)" in refused.stderr
+    client.set_model_version_tag("mnist-sweep", "3", "data.sha256", version.tags["data.sha256"])
     tool("promote", "force=true", at=at)
     assert client.get_model_version_by_alias("mnist-sweep", "champion").version == 3
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from mnist_sweep import app, recorded, tracking
 from mnist_sweep.demo.server import make_app
 from mnist_sweep.errors import UserError
-from mnist_sweep.loading import Loaded, data_of, load
+from mnist_sweep.loading import Loaded, check_fits, data_of, load
 from mnist_sweep.ui import free_port
 
 log = logging.getLogger("mnist_sweep.demo")  # not __main__, of which Hydra shows nothing
@@ -19,7 +19,9 @@ def demo(cfg: DictConfig) -> None:
     models = chosen(cfg)
     if len({(model.shape, model.classes) for _, model in models}) > 1:
         raise UserError("the models take different images or know different classes")
-    served = make_app(models, data_of(cfg, models[0][1]), cfg.host)
+    data = data_of(cfg, models[0][1])
+    check_fits(models[0][1], data)
+    served = make_app(models, data, cfg.host)
     port = free_port(cfg.port)
     log.info("draw on http://%s:%d  (Ctrl-C ends it)", cfg.host, port)
     with suppress(KeyboardInterrupt):  # the way to end it

@@ -176,8 +176,8 @@ def _n_jobs(config: DictConfig) -> int:
 
 
 def _visible_gpus(config: DictConfig) -> list[str]:
-    """Indices of the GPUs that this sweep may use, without starting CUDA in this process."""
-    if config.device == "cpu":
+    """The GPUs that this sweep may share out, without starting CUDA in this process."""
+    if config.device not in ("auto", "cuda"):  # cuda:1 is one that was chosen already
         return []
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [gpu for gpu in visible.split(",") if gpu]
@@ -185,7 +185,8 @@ def _visible_gpus(config: DictConfig) -> list[str]:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return []
-    return [str(i) for i, _ in enumerate(listed.stdout.splitlines())]
+    slices = re.findall(r"MIG-[0-9a-f-]{36}", listed.stdout)  # of cards that are cut up
+    return slices or re.findall(r"^GPU (\d+):", listed.stdout, re.MULTILINE)
 
 
 def _settle_data(space: Space, config: DictConfig) -> Space:
