@@ -30,6 +30,7 @@ from test_config import composed
 from mnist_sweep import checkpoint, config, provenance, tracking
 from mnist_sweep.errors import UserError
 from mnist_sweep.train import load_data
+from mnist_sweep.ui import free_port
 
 
 class Finished(NamedTuple):
@@ -203,7 +204,7 @@ def test_server_that_accepts_but_never_answers_is_given_up_in_time(store: Path) 
 @pytest.mark.slow
 def test_server_is_used_without_other_changes(store: Path, tmp_path: Path) -> None:
     """`tracking.uri` of a real server; nothing of MLflow's is written under `store`."""
-    with served(tmp_path, free_port()) as uri:
+    with served(tmp_path, free_port(0)) as uri:
         directory = run_directory(cli(*SMALL, f"tracking.uri={uri}", store=store).stdout)
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name("mnist_sweep")
@@ -218,7 +219,7 @@ def test_server_is_used_without_other_changes(store: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_server_that_comes_back_finds_a_run_that_waited(store: Path, tmp_path: Path) -> None:
-    port = free_port()
+    port = free_port(0)
     with served(tmp_path, port) as uri:
         arguments = (*SMALL, "trainer.max_epochs=3", "tracking.log_model=false")
         run = subprocess.Popen(
@@ -244,11 +245,6 @@ def test_server_that_comes_back_finds_a_run_that_waited(store: Path, tmp_path: P
     assert "busy or away" in output
     assert recorded_run.info.status == "FINISHED"
     assert [metric.step for metric in history] == [1, 2, 3]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 @contextmanager
