@@ -38,27 +38,25 @@ class Backward:
     ) -> None:
         self.settings, self.augment, self.generator = settings, augment, generator
         self.autocast_dtype, self.scaler = autocast_dtype, scaler
-        # A small net on a GPU waits for the launches of its kernels; CUDA graphs make them one. They
-        # lose gradients that add up: pytorch issue 169545.
-        graphs = generator.device.type == "cuda" and settings.micro_batch_size is None
-        mode = "reduce-overhead" if graphs else None
         self.model = model
         if settings.compile:
             torch.compiler.reset()  # of a worker's earlier models: past eight it compiles no more
-        self.forward = torch.compile(model, mode=mode) if settings.compile else model
+        self.forward = torch.compile(model) if settings.compile else model
         # whether training mode changes what a pass sees, or what it leaves behind
         self.has_modes = any(isinstance(m, _BatchNorm | _DropoutNd) for m in model.modules())
-        self.scale = 1.0  # of the images' height and width
 
     def __call__(
-        self, images: torch.Tensor, labels: torch.Tensor
+        self, images: torch.Tensor, labels: torch.Tensor, scale: float = 1.0
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images [B, C, H, W] uint8, labels [B] -> mean loss, number of right answers, both unread."""
+        """Images [B, C, H, W] uint8, labels [B] -> mean loss, number of right answers, both unread.
+
+        `scale` makes the images' height and width smaller.
+        """
         images = to_float(images)
         if self.augment is not None:
             images = self.augment(images, self.generator)
-        if self.scale < 1:
-            size = resized(images.shape[2:], self.scale)
+        if scale < 1:
+            size = resized(images.shape[2:], scale)
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
         if self.settings.skip_easiest == 0:
             return self._learn(images, labels)

@@ -129,6 +129,7 @@ class TrainerConfig:
     max_minutes: float | None = None  # of training; the epoch at hand is cut short
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
+    cuda_graphs: bool = False  # on a GPU a whole step is one launch
     grad_clip: float | None = None  # largest norm of the whole gradient
     label_smoothing: float = 0.0
     ema_decay: float | None = None  # weights averaged over the steps are validated, kept and saved

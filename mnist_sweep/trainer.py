@@ -22,6 +22,7 @@ from mnist_sweep.config import TrainerConfig
 from mnist_sweep.data import Dataset, Split, batches
 from mnist_sweep.ema import Average
 from mnist_sweep.errors import UserError
+from mnist_sweep.graphs import CudaGraph, Graphed
 from mnist_sweep.interrupt import Deferred
 from mnist_sweep.reporting import Reporter
 
@@ -148,6 +149,10 @@ class Trainer:
             scaler=self.scaler,
             generator=self.generator,
         )
+        self.update: Callable[[torch.Tensor, float], tuple[torch.Tensor, ...]] = self._update
+        # the scaler of fp16 reads on the host whether to step
+        if settings.cuda_graphs and self.device.type == "cuda" and not self.scaler.is_enabled():
+            self.update = Graphed(self._update, optimizer, CudaGraph(self.generator))
         self.state = State()
         self._partial: PartialEpoch | None = None
         self._signals = Deferred()
@@ -188,8 +193,9 @@ class Trainer:
         """
         self.judged.eval()
         logits = []
+        size = EVAL_BATCH_SIZE * (1 if self.device.type == "cpu" else 16)  # a GPU wants more to do
         with torch.inference_mode():
-            for images, _ in batches(split, EVAL_BATCH_SIZE):
+            for images, _ in batches(split, size):
                 logits.append(self.judged(images))
         joined = torch.cat(logits)  # [N, n_classes]
         loss = F.cross_entropy(joined, split.labels)
@@ -245,13 +251,13 @@ class Trainer:
         )
         self._partial = partial
         self.model.train()
-        self.backward.scale = self._image_scale()
+        scale = self._image_scale()
         before, started = partial.seconds, time.monotonic()
         limit = self.settings.max_minutes
         with console.epoch_bar(self.state.epoch + 1, self.settings.max_epochs, n) as bar:
             bar.advance(partial.step * self.batch_size)
             for indices in partial.order.split(self.batch_size)[partial.step :]:
-                partial.losses[partial.step] = self._step(indices, partial.correct)
+                partial.losses[partial.step] = self._step(indices, scale, partial.correct)
                 partial.step += 1
                 bar.advance(len(indices))
                 if self._signals.pending or partial.step % LOOK_EVERY == 0:
@@ -282,22 +288,27 @@ class Trainer:
         grown = self.state.epoch / (self.settings.resize_epochs * self.settings.max_epochs)
         return self.settings.resize_from + (1 - self.settings.resize_from) * min(1, grown)
 
-    def _step(self, indices: torch.Tensor, correct: torch.Tensor) -> torch.Tensor:
+    def _step(self, indices: torch.Tensor, scale: float, correct: torch.Tensor) -> torch.Tensor:
         """One step on the images at `indices` [B]: the loss, and `correct` counted up, both unread."""
-        self.optimizer.zero_grad(set_to_none=True)
-        train = self.data.train
-        loss, n_right = self.backward(train.images[indices], train.labels[indices])
-        if self.settings.grad_clip is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        loss, n_right = self.update(indices, scale)
         if self.average is not None:
             self.average.update(self.model)
         if self.schedule is not None and self.interval == "step":
             self.schedule.step()  # type: ignore[call-arg]  # never ReduceLROnPlateau
         correct += n_right
         return loss
+
+    def _update(self, indices: torch.Tensor, scale: float) -> tuple[torch.Tensor, ...]:
+        """The part of a step that a CUDA graph can hold: the loss and the number of right answers."""
+        self.optimizer.zero_grad(set_to_none=True)
+        train = self.data.train
+        loss, n_right = self.backward(train.images[indices], train.labels[indices], scale)
+        if self.settings.grad_clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss, n_right
 
     def _check_finite(self, partial: PartialEpoch) -> None:
         bad = torch.nonzero(~torch.isfinite(partial.losses[: partial.step]))

@@ -97,18 +97,15 @@ def test_the_easiest_are_left_out_of_the_gradient_and_not_of_the_loss() -> None:
 
 def test_smaller_images_train_a_net_with_linear_layers() -> None:
     model = net()
-    half = backward(model)
-    half.scale = 0.5
     sizes: list[torch.Size] = []
     model[0].register_forward_hook(lambda _module, _inputs, output: sizes.append(output.shape[2:]))
-    half(IMAGES, LABELS)
+    backward(model)(IMAGES, LABELS, 0.5)
     assert sizes == [(6, 6)]
     assert len(gradients(model)) == len(list(model.parameters()))
     flat = torch.full_like(IMAGES, 90)  # has the same values at every size, but at its padded edges
     alike = net(padding="valid", stages=[[4]], kernel_size=3)
     small, whole = backward(copy.deepcopy(alike)), backward(copy.deepcopy(alike))
-    small.scale = 0.5
-    torch.testing.assert_close(small(flat, LABELS)[0], whole(flat, LABELS)[0])
+    torch.testing.assert_close(small(flat, LABELS, 0.5)[0], whole(flat, LABELS)[0])
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")

@@ -25,7 +25,7 @@ TRAINED = ("simple", "deeper", "vgg")
         ),
         ("fast99", ["fast99"] * 3),
         ("tracking", ["tracking"]),
-        pytest.param("sweep", ["sweep: "] * 6, marks=pytest.mark.slow),
+        pytest.param("sweep", ["sweep: "] * 8, marks=pytest.mark.slow),
         pytest.param("report", ["report of "] * 3, marks=pytest.mark.slow),
     ],
 )

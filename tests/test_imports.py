@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "mnist_sweep"
 LEAVES = (
     *("errors", "config", "data", "models", "metrics", "figures", "checkpoint"),
-    *("device", "interrupt", "provenance", "reporting"),
+    *("device", "graphs", "interrupt", "provenance", "reporting"),
 )
 OWNERS = {
     "mlflow": ("tracking", "recorded", "registry", "benchmark"),

@@ -21,6 +21,7 @@ def sweeps(sizes: Sizes, folder: Path) -> Iterator[Row]:
     yield from engine(sizes, folder / "engine")
     yield from long_grid(sizes, folder / "grid")
     yield from recorded(sizes, folder / "recorded")
+    yield from at_once(sizes, folder / "at_once")
 
 
 def engine(sizes: Sizes, folder: Path) -> Iterator[Row]:
@@ -80,6 +81,26 @@ def recorded(sizes: Sizes, folder: Path) -> Iterator[Row]:
     steps = first_steps(folder)
     to_step_s = [steps[trial] - started for trial, started in begun.items()]
     yield Row("sweep: a trial to its first step", "s", statistics.median(to_step_s), bar=0.3)
+
+
+def at_once(sizes: Sizes, folder: Path) -> Iterator[Row]:
+    """Trials an hour against their number at a time, on one GPU or on the cores."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    key, counts = ("trials_per_gpu", (1, 2, 4, 8, 16)) if on_gpu else ("n_jobs", (1, 2))
+    data = f"data.train_size={sizes.uneven_images}"  # of the embedded
+    an_hour: dict[int, float] = {}
+    for k in counts:
+        n_trials = sizes.turns * max(counts)
+        arguments = ["-m", f"seed=range({n_trials})", *EMBEDDED, data, f"sweep.{key}={k}"]
+        seconds = call(*arguments, "sweep.name=k", "sweep.report=false", f"store={folder / str(k)}")
+        an_hour[k] = 3600 * n_trials / seconds
+    best = max(an_hour, key=lambda k: an_hour[k])
+    bar = 4.0 if on_gpu else None
+    for k in counts:
+        what = f"sweep: trials an hour, {k} at once"
+        yield Row(what, "1/h", an_hour[k], an_hour[1], bar if k == best else None, "at least")
 
 
 def engine_s(store: Path, name: str) -> list[float]:
