@@ -4,7 +4,6 @@ import os
 import platform
 import socket
 import subprocess
-import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -59,14 +58,18 @@ def boot_id() -> str:
 
 
 def process_identity() -> dict[str, str]:
-    """Names this process for good: host, boot, pid and start time (seconds since the epoch)."""
-    process = psutil.Process()
+    """Names this process for good: host, boot, pid and start time (seconds since the boot)."""
     return {
         "host": socket.gethostname(),
         "boot_id": boot_id(),
         "pid": str(os.getpid()),
-        "process_started": f"{process.create_time():.2f}",
+        "process_started": _started(psutil.Process()),
     }
+
+
+def _started(process: psutil.Process) -> str:
+    """As psutil tells processes apart: create_time() would move when the clock is set."""
+    return f"{process._ident[1]:.2f}"  # type: ignore[attr-defined]
 
 
 def is_here(identity: dict[str, str]) -> bool:
@@ -81,12 +84,7 @@ def is_dead(identity: dict[str, str]) -> bool:
         return True
     try:
         process = psutil.Process(int(identity["pid"]))
-        started = f"{process.create_time():.2f}"
-        return process.status() == psutil.STATUS_ZOMBIE or started != identity["process_started"]
+        other = _started(process) != identity["process_started"]
+        return other or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-
-
-def command_line() -> str:
-    """The command that was typed, as far as the process knows."""
-    return "python -m mnist_sweep " + " ".join(sys.argv[1:])

@@ -21,8 +21,8 @@ from mnist_sweep.backward import Augment, resized
 from mnist_sweep.data import Dataset
 from mnist_sweep.device import autocast_dtype, describe, pick_device
 from mnist_sweep.errors import UserError, without_password
-from mnist_sweep.reporting import REPORTER, TAGS
-from mnist_sweep.trainer import Evaluation, NullTracker, State, Tracker, Trainer
+from mnist_sweep.reporting import REPORTER, TAGS, Tracker
+from mnist_sweep.trainer import Evaluation, State, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,8 @@ def announce(model: nn.Module, data: Dataset, device: torch.device, directory: P
     parts = [f"{len(split):,} {name}" for name, split in data.splits.items()]
     log.info("%s: %s images, on %s", data.name, ", ".join(parts), describe(device))
     title = f"model: {models.n_parameters(model):,} parameters"
-    console.model_table(models.summary(model, data.shape), title)
+    layers = [(*about, f"{n:>10,}" if n else "") for *about, n in models.summary(model, data.shape)]
+    log.info(console.table(("layer", "output", "parameters"), layers, title))
     log.info("run directory: %s", directory)
 
 
@@ -191,7 +192,7 @@ def conclude(summary: Mapping[str, float], fit: State) -> None:
 def open_tracker(cfg: DictConfig, data: Dataset, device: torch.device) -> Iterator[Tracker]:
     """The record of this run, begun with all that it was made of; closed when the block ends."""
     if not cfg.tracking.enabled:
-        yield NullTracker()
+        yield Tracker()
         return
     from mnist_sweep import tracking  # imports mlflow
 
@@ -258,7 +259,7 @@ def write_results(
         test_labels=test_labels,
     )
     matrix = metrics.confusion_matrix(test.probabilities.argmax(1), test_labels, len(data.classes))
-    (folder / "confusion_matrix.csv").write_text(metrics.confusion_csv(matrix, data.classes))
+    metrics.confusion_table(matrix, data.classes).to_csv(folder / "confusion_matrix.csv")
     drawn = figures.of_run(
         pictures,
         history=fit.history,

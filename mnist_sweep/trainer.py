@@ -3,10 +3,10 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from mnist_sweep.ema import Average
 from mnist_sweep.errors import UserError
 from mnist_sweep.graphs import CudaGraph, Graphed
 from mnist_sweep.interrupt import Deferred
-from mnist_sweep.reporting import Reporter
+from mnist_sweep.reporting import Reporter, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -34,39 +34,6 @@ LOOK_EVERY = 50  # steps between two looks at the clock, and on the CPU at the l
 # Adam's moments of a weight whose gradient stays 0 decay into denormals, on which a CPU computes
 # slowly: +9 % a step of `simple` from step 750 on. At import, for threads of torch inherit it at birth.
 torch.set_flush_denormal(True)
-
-
-class Tracker(Protocol):
-    """Where a run is recorded."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None: ...
-
-    def set_tags(self, tags: Mapping[str, str]) -> None: ...
-
-    def log_artifacts(self, write: Callable[[Path], None]) -> None:
-        """Keeps the files that `write` puts into the folder it is given."""
-
-    def log_model(
-        self, model: nn.Module, example: NDArray[np.float32], classes: Sequence[str]
-    ) -> None: ...
-
-
-class NullTracker:
-    """Records nothing."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        pass
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        pass
-
-    def log_artifacts(self, write: Callable[[Path], None]) -> None:
-        pass
-
-    def log_model(
-        self, model: nn.Module, example: NDArray[np.float32], classes: Sequence[str]
-    ) -> None:
-        pass
 
 
 class DivergedError(UserError):
@@ -230,6 +197,7 @@ class Trainer:
             state.best_epoch, state.best_score, state.bad_epochs = state.epoch, score, 0
             weights = {"model": self.judged.state_dict(), "epoch": state.epoch}
             about = {"classes": list(self.data.classes), "shape": list(self.data.shape)}
+            about |= {"data": self.data.digest}
             checkpoint.save(self.directory / checkpoint.BEST, {**weights, **about})
         else:
             state.bad_epochs += 1
@@ -254,12 +222,12 @@ class Trainer:
         scale = self._image_scale()
         before, started = partial.seconds, time.monotonic()
         limit = self.settings.max_minutes
-        with console.epoch_bar(self.state.epoch + 1, self.settings.max_epochs, n) as bar:
-            bar.advance(partial.step * self.batch_size)
+        with console.epoch_bar(self.state.epoch + 1, self.settings.max_epochs, n) as advance:
+            advance(partial.step * self.batch_size)
             for indices in partial.order.split(self.batch_size)[partial.step :]:
                 partial.losses[partial.step] = self._step(indices, scale, partial.correct)
                 partial.step += 1
-                bar.advance(len(indices))
+                advance(len(indices))
                 if self._signals.pending or partial.step % LOOK_EVERY == 0:
                     partial.seconds = before + time.monotonic() - started
                     if self._signals.pending:

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
-from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from mnist_sweep import config as configuration
@@ -85,21 +85,16 @@ def sweep(
     )
     loader = _snapshot(plan, hydra_context)
     with interrupt.obeyed(), record.of_sweep(config, plan, study) as sweep_record:
-        plan.tags.update(sweep_record.trial_tags)
-        fixed = plan.space.fixed
-        About(plan.metrics, fixed, str(plan.directory), sweep_record.link).save(study)
+        link = sweep_record.link if sweep_record else ""
+        About(plan.metrics, plan.space.fixed, str(plan.directory), link).save(study)
         worker = Worker(plan, task, hydra_context, loader, config)
         _run(study, plan, worker)
         storage.reap(study, settings.grace_s, settings.retries)
-        if settings.top_k is not None:
-            _drop_models(study, settings.top_k, sweep_record)
-        sweep_record.finish(study)
-        try:
-            sweep_record.register_best(study)
-        except Exception as error:  # the trials are safe all the same
-            log.warning("the best model was not registered: %s", error)
+        kept = None if settings.top_k is None else _drop_weights(study, settings.top_k)
+        if sweep_record:
+            sweep_record.finish(study, kept)
         page = _report(study, plan, config, sweep_record) if settings.report else None
-    return _conclude(study, plan, config, sweep_record.link, page)
+    return _conclude(study, plan, config, link, page)
 
 
 def _check(space: Space, loader: ConfigLoader, config: DictConfig) -> None:
@@ -158,7 +153,9 @@ def _launch(worker: Worker, n_jobs: int) -> None:
 def _slot(worker: Worker, index: int, n_jobs: int) -> tuple[str, ...]:
     """The overrides of one worker's own job: its directory and what it may see of the machine."""
     gpus = _visible_gpus(worker.config)
-    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    # cores that this process may use, where the system says so
+    cores = getattr(os, "sched_getaffinity", lambda _pid: range(os.cpu_count() or 1))(0)
+    threads = int(os.environ.get("OMP_NUM_THREADS") or len(cores))
     environment = {"OMP_NUM_THREADS": max(1, threads // n_jobs)}
     overrides = [
         f"hydra.sweep.dir='{worker.plan.directory}'",
@@ -204,7 +201,7 @@ def _settle_data(space: Space, config: DictConfig) -> Space:
     if name == config.data.name:
         return space
     kept = [o for o in space.fixed if o not in chosen and not o.startswith("data.val_size=")]
-    return Space(space.distributions, [*kept, f"data={name}"], space.when)
+    return replace(space, fixed=[*kept, f"data={name}"])
 
 
 def _snapshot(plan: Plan, hydra_context: HydraContext) -> ConfigLoader:
@@ -257,14 +254,14 @@ def _settled(study: optuna.Study, plan: Plan) -> bool:
     return not mine
 
 
-def _drop_models(study: optuna.Study, top_k: int, sweep_record: SweepRecord) -> None:
-    """Keep the weights of the best `top_k` trials only; several objectives keep their front."""
+def _drop_weights(study: optuna.Study, top_k: int) -> set[int]:
+    """Keep those of the best `top_k` trials, of several objectives of their front; their numbers."""
     found = trials(study, TrialState.COMPLETE)
     if len(study.directions) > 1:
         kept = study.best_trials
     else:
-        maximize = study.direction is StudyDirection.MAXIMIZE
-        kept = sorted(found, key=lambda t: t.value or 0.0, reverse=maximize)[:top_k]
+        reverse = results.maximizes(study)
+        kept = sorted(found, key=lambda t: t.value or 0.0, reverse=reverse)[:top_k]
     first = results.ranked(study)[:1]  # whose model is registered: by the mean over the seeds
     numbers = {trial.number for trial in [*kept, *(c.trials[0] for c in first)]}
     for trial in trials(study):
@@ -272,11 +269,11 @@ def _drop_models(study: optuna.Study, top_k: int, sweep_record: SweepRecord) -> 
         if directory and trial.number not in numbers:
             for weights in Path(directory).glob("*.pt"):
                 weights.unlink()
-    sweep_record.keep_models(numbers)
+    return numbers
 
 
 def _report(
-    study: optuna.Study, plan: Plan, config: DictConfig, sweep_record: SweepRecord
+    study: optuna.Study, plan: Plan, config: DictConfig, sweep_record: SweepRecord | None
 ) -> Path | None:
     """The page, or None where it could not be made: the trials are safe all the same."""
     from mnist_sweep.report import page  # imports matplotlib, plotly and mlflow
@@ -284,8 +281,10 @@ def _report(
     folder = plan.directory / "report"
     experiment = config.tracking.experiment
     try:
-        written = page.write(folder, study, uri=sweep_record.uri, experiment=experiment)
-        sweep_record.keep_report(folder)
+        uri = sweep_record.uri if sweep_record else None
+        written = page.write(folder, study, uri=uri, experiment=experiment)
+        if sweep_record:
+            sweep_record.keep_report(folder)
     except Exception:
         log.exception("no report; python -m mnist_sweep.report sweep=... tries again")
         return None

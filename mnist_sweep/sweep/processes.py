@@ -10,11 +10,10 @@ from contextlib import suppress
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import cloudpickle
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.core.utils import JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -30,8 +29,8 @@ Job = tuple[HydraContext, TaskFunction, DictConfig]
 
 def run_all(
     job: Job, job_overrides: Sequence[Sequence[str]], first_index: int, restarts: int
-) -> list[JobReturn]:
-    """Run every job in a process of its own; the returns say only whether it ended well."""
+) -> None:
+    """Run every worker in a process of its own, until each has ended well or died too often."""
     context = multiprocessing.get_context("spawn")  # fork does not go with threads and CUDA
     setup_globals()
     payload = cloudpickle.dumps((*job, Singleton.get_state()))
@@ -47,7 +46,6 @@ def run_all(
 
     started: dict[int, float] = {}
     failures = dict.fromkeys(range(len(job_overrides)), 0)
-    ended_well = dict.fromkeys(range(len(job_overrides)), False)
     running: dict[int, BaseProcess] = {}
     try:
         for slot in range(len(job_overrides)):
@@ -57,7 +55,6 @@ def run_all(
             for slot, process in [(s, p) for s, p in running.items() if not p.is_alive()]:
                 process.join()
                 del running[slot]
-                ended_well[slot] = process.exitcode == 0
                 if process.exitcode == 0:
                     continue
                 lived_s = time.monotonic() - started[slot]
@@ -67,14 +64,13 @@ def run_all(
                 if failures[slot] <= restarts:
                     running[slot] = start(slot)
     except (KeyboardInterrupt, SystemExit):
-        # a task of another kind has no such thing; an error here must not take the signal's place
+        # a database that is locked must not take the signal's place
         with interrupt.ignored(), suppress(Exception):
             job[1].mark_interrupted()  # type: ignore[attr-defined]
         raise
     finally:
         with interrupt.ignored():  # a second Ctrl-C would leave some of them
             _end(list(running.values()))
-    return [_job_return(well) for well in ended_well.values()]
 
 
 def _end(processes: list[BaseProcess]) -> None:
@@ -86,12 +82,6 @@ def _end(processes: list[BaseProcess]) -> None:
         if process.is_alive():
             process.kill()
             process.join()
-
-
-def _job_return(well: bool) -> JobReturn:
-    ret = JobReturn(overrides=[], status=JobStatus.COMPLETED if well else JobStatus.FAILED)
-    ret.return_value = None if well else RuntimeError("the worker died too often")
-    return ret
 
 
 def _tail(path: Path) -> str:
@@ -107,7 +97,7 @@ def _run_job(payload: bytes, overrides: list[str], index: int, log_dir: Path) ->
     with open(log_dir / f"{index}.log", "a", buffering=1) as output:
         os.dup2(output.fileno(), sys.stdout.fileno())
         os.dup2(output.fileno(), sys.stderr.fileno())
-    hydra_context, task_function, config, singletons = _loads(payload)
+    hydra_context, task_function, config, singletons = cloudpickle.loads(payload)
     setup_globals()
     Singleton.set_state(singletons)
     job_config = hydra_context.config_loader.load_sweep_config(config, overrides)
@@ -123,7 +113,3 @@ def _run_job(payload: bytes, overrides: list[str], index: int, log_dir: Path) ->
     )
     if ret.status is not JobStatus.COMPLETED:
         raise SystemExit(f"{type(ret._return_value).__name__}: {ret._return_value}")
-
-
-def _loads(payload: bytes) -> Any:
-    return cloudpickle.loads(payload)

@@ -3,11 +3,11 @@
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import optuna
@@ -23,81 +23,60 @@ from mnist_sweep.sweep.worker import Plan
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
 class SweepRecord:
-    """Records nothing."""
+    """The run of tag `kind=sweep`."""
 
-    trial_tags: Mapping[str, str] = MappingProxyType({})
-    link = ""
-    uri: str | None = None
+    tracker: Any
+    plan: Plan
+    config: DictConfig
+    uri: str
+    link: str
 
-    def finish(self, study: optuna.Study) -> None:
-        pass
-
-    def register_best(self, study: optuna.Study) -> None:
-        """The best trial's model in MLflow's registry, as `tracking.register` says."""
-
-    def keep_report(self, folder: Path) -> None:
-        """A copy of all files of this folder."""
-
-    def keep_models(self, numbers: set[int]) -> None:
-        """Of the trials with these numbers; the logged models of all others go."""
-
-
-class MlflowSweepRecord(SweepRecord):
-    def __init__(
-        self,
-        tracker: Any,
-        plan: Plan,
-        config: DictConfig,
-        *,
-        trial_tags: Mapping[str, str],
-        link: str,
-        uri: str,
-    ) -> None:
-        self.tracker, self.plan, self.config = tracker, plan, config
-        self.trial_tags, self.link, self.uri = trial_tags, link, uri
-
-    def finish(self, study: optuna.Study) -> None:
+    def finish(self, study: optuna.Study, kept: set[int] | None) -> None:
+        """What came out; the best model goes to the registry, those of trials not `kept` go."""
+        if kept is not None:
+            self._drop_models(kept)
         found = trials(study)
         states = {s.name.lower(): float(count(found, s)) for s in TrialState if s.is_finished()}
         metrics = {f"trials/{name}": n for name, n in states.items()}
         if states["complete"] and len(self.plan.metrics) == 1:
             metrics[f"best/{self.plan.metrics[0]}"] = study.best_value
         self.tracker.log_metrics(metrics, step=0)
+        try:
+            self._register_best(study)
+        except Exception as error:  # the trials are safe all the same
+            log.warning("the best model was not registered: %s", error)
 
-    def register_best(self, study: optuna.Study) -> None:
+    def _register_best(self, study: optuna.Study) -> None:
         from mnist_sweep import recorded, registry
 
-        settings = self.config.tracking
+        settings, sweep = self.config.tracking, self.plan.study_name
         if settings.register is None or not (found := results.ranked(study)):
             return
         best = found[0].trials[0].number
-        sweep = self.plan.study_name
-        assert self.uri is not None
         run = recorded.best_runs_of(self.uri, settings.experiment, sweep, [best]).get(best)
         version = registry.register(self.uri, settings.register, run, sweep) if run else None
         if version is not None:
             log.info("registered as %s version %s, the challenger", version.name, version.version)
 
+    def _drop_models(self, kept: set[int]) -> None:
+        from mnist_sweep import recorded
+
+        client = self.tracker.client
+        for run in recorded.trial_runs(client, self.tracker.run_id, self.plan.study_name):
+            if int(run.data.tags["trial"]) not in kept:
+                recorded.delete_models(client, run)
+
     def keep_report(self, folder: Path) -> None:
         self.tracker.log_artifacts(partial(shutil.copytree, folder, dirs_exist_ok=True))
 
-    def keep_models(self, numbers: set[int]) -> None:
-        from mnist_sweep import recorded
-
-        trial_runs = recorded.trial_runs(
-            self.tracker.client, self.tracker.run_id, self.plan.study_name
-        )
-        for run in trial_runs:
-            if int(run.data.tags["trial"]) not in numbers:
-                recorded.delete_models(self.tracker.client, run)
-
 
 @contextmanager
-def of_sweep(config: DictConfig, plan: Plan, study: optuna.Study) -> Iterator[SweepRecord]:
-    """The run of tag `kind=sweep`, new or reopened, closed when the block ends."""
+def of_sweep(config: DictConfig, plan: Plan, study: optuna.Study) -> Iterator[SweepRecord | None]:
+    """The sweep's run, new or reopened, closed when the block ends; None where nothing is tracked."""
     if not config.tracking.enabled:
-        yield SweepRecord()
+        yield None
         return
     from mnist_sweep import recorded, tracking  # imports mlflow
 
@@ -105,8 +84,8 @@ def of_sweep(config: DictConfig, plan: Plan, study: optuna.Study) -> Iterator[Sw
     experiment_id = tracking.prepare(uri, config.store, config.tracking.experiment)
     commit, diff = provenance.git_state()
     code = {"git.commit": commit, "git.diff": hashlib.sha256(diff.encode()).hexdigest()[:16]}
-    before = study.user_attrs.get("code")
-    if before and before != code:
+    before = study.user_attrs.get("code", code)
+    if before != code:
         log.warning(
             "the code is not what this sweep was begun with (commit %s, now %s%s)",
             before["git.commit"][:12],
@@ -116,14 +95,12 @@ def of_sweep(config: DictConfig, plan: Plan, study: optuna.Study) -> Iterator[Sw
     study.set_user_attr("code", code)
     try:
         with tracking.sweep_run(uri, experiment_id, plan.study_name, tags=code) as tracker:
-            tracker.log_artifacts(lambda folder: _write_inputs(folder, config, diff))
-            trial_tags = {"git.commit": commit}
+            tracker.log_artifacts(partial(_write_inputs, config=config, diff=diff))
+            plan.tags["git.commit"] = commit
             if config.tracking.nested:
-                trial_tags["mlflow.parentRunId"] = tracker.run_id
+                plan.tags["mlflow.parentRunId"] = tracker.run_id
             link = recorded.comparison_link(uri, experiment_id, plan.study_name, config.store)
-            yield MlflowSweepRecord(
-                tracker, plan, config, trial_tags=trial_tags, link=link, uri=uri
-            )
+            yield SweepRecord(tracker, plan, config, uri, link)
     finally:  # the runs of workers that were killed
         tracking.prepare(uri, config.store, config.tracking.experiment)
 

@@ -20,10 +20,13 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
-from mnist_sweep.errors import UserError
+from mnist_sweep.errors import UserError, did_you_mean
 
 # Overrides that may change between two calls of one sweep.
-_FREE = ("sweep.", "search=", "pruner=", "tracking.", "device=", "store=")
+_FREE = (
+    *("sweep.", "search=", "pruner=", "tracking=", "tracking."),
+    *("device=", "store=", "data.root="),
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,9 @@ class Space:
     fixed: list[str]  # overrides that hold for every trial
     # parameter -> {other parameter or config group: the values with which it exists}
     when: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
+    intervals: frozenset[str] = (
+        frozenset()
+    )  # parameters that are drawn, be they whole numbers or not
 
     def suggest(self, trial: Trial, config: DictConfig) -> dict[str, Any]:
         """Draw the parameters of `trial`, the conditional ones after those they hang on."""
@@ -64,10 +70,7 @@ class Space:
 
     @property
     def is_grid(self) -> bool:
-        return all(
-            isinstance(d, CategoricalDistribution) or getattr(d, "step", None) is not None
-            for d in self.distributions.values()
-        )
+        return not self.intervals
 
     def grid(self, config: DictConfig) -> dict[str, dict[str, Any]]:
         """Every combination by its JSON, in the order written, the last parameter fastest."""
@@ -99,20 +102,31 @@ def parse(settings: DictConfig, arguments: list[str]) -> Space:
     declared = [f"{name}={value}" for name, value in settings.space.items()]
     distributions: dict[str, BaseDistribution] = {}
     fixed: list[str] = []
+    intervals, known = set(), set()
     for override in [*parser.parse_overrides(declared), *parser.parse_overrides(arguments)]:
         assert override.input_line is not None
         name = override.get_key_element()
+        known.add(name)
         distributions.pop(name, None)
+        intervals.discard(name)
         if override.is_sweep_override():
             distributions[name] = _distribution(override)
+            if override.is_interval_sweep():
+                intervals.add(name)
         elif not name.startswith(("hydra.", "hydra/")):
             fixed.append(override.input_line)
+    if unknown := [name for name in settings.when if name not in known]:
+        hint = did_you_mean(unknown[0], list(known))
+        raise UserError(f"sweep.when.{unknown[0]}: no parameter of the space{hint}")
     when = {
-        name: {key: _as_list(allowed) for key, allowed in condition.items()}
+        name: {
+            key: [str(v) for v in (allowed if OmegaConf.is_list(allowed) else [allowed])]
+            for key, allowed in condition.items()
+        }
         for name, condition in settings.when.items()
         if name in distributions
     }
-    return Space(distributions, fixed, when)
+    return Space(distributions, fixed, when, frozenset(intervals))
 
 
 def _distribution(override: Override) -> BaseDistribution:
@@ -122,7 +136,3 @@ def _distribution(override: Override) -> BaseDistribution:
         raise UserError(f"{override.input_line}: {error}") from error
     assert isinstance(found, BaseDistribution)
     return found
-
-
-def _as_list(allowed: Any) -> list[str]:
-    return [str(v) for v in (allowed if OmegaConf.is_list(allowed) else [allowed])]

@@ -1,7 +1,6 @@
 """The loop of one worker: ask, compose, run, tell, until the budget of the study is filled."""
 
 import _thread
-import copy
 import importlib
 import inspect
 import logging
@@ -24,7 +23,7 @@ from omegaconf import DictConfig, open_dict
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from mnist_sweep import interrupt, provenance
-from mnist_sweep.reporting import REPORTER, TAGS
+from mnist_sweep.reporting import REPORTER, TAGS, Reporter
 from mnist_sweep.sweep import search, storage
 from mnist_sweep.sweep.space import Space
 from mnist_sweep.sweep.storage import DONE, count, trials
@@ -84,7 +83,7 @@ def stop_reason(study: optuna.Study, plan: Plan) -> str | None:
     return reason
 
 
-class TrialReporter:
+class TrialReporter(Reporter):
     """Tells Optuna of every epoch and asks it whether to prune."""
 
     def __init__(self, trial: Trial, metric: str, *, may_report: bool) -> None:
@@ -188,7 +187,6 @@ class Worker:
         """Run trials until there are none left; returns how many."""
         os.chdir(self.plan.cwd)  # Ray's workers start elsewhere
         log.info("worker %d: %s", os.getpid(), _what_it_sees())
-        own_config = copy.deepcopy(HydraConfig.instance().cfg)
         study = self._load_study()
         n_run = 0
         if threading.current_thread() is threading.main_thread():
@@ -196,7 +194,6 @@ class Worker:
         with interrupt.obeyed():
             while (trial := self._next_trial(study)) is not None:
                 self._run(study, trial)
-                HydraConfig.instance().cfg = own_config
                 n_run += 1
         return n_run
 
