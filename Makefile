@@ -30,7 +30,7 @@ test-browser: setup
 test-postgres: setup
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { $(SUDO) apt-get update -qq && \
 	  $(SUDO) apt-get install -y -qq --no-install-recommends postgresql; }
-	$(BIN)/python -m pytest -m postgres
+	$(BIN)/python -m pytest -n 2 -m postgres
 
 lint: setup
 	$(BIN)/ruff check

@@ -90,7 +90,8 @@ def name_the_model() -> None:
     for i, argument in enumerate(sys.argv):
         name, _, value = argument.partition("=")
         if name == "model":
-            sys.argv[i] = f"source='{value}'"
+            quoted = value.replace("'", "\\'")
+            sys.argv[i] = f"source='{quoted}'"
         elif name == "models":
             sys.argv[i] = f"models=[{value.strip('[]')}]"
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -106,9 +105,8 @@ class Backward:
         return F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction=reduction)
 
     def _autocast(self) -> Any:
-        if self.autocast_dtype is None:
-            return nullcontext()
-        return torch.autocast(self.generator.device.type, self.autocast_dtype)
+        dtype = self.autocast_dtype
+        return torch.autocast(self.generator.device.type, dtype, enabled=dtype is not None)
 
 
 def resized(sides: Sequence[int], scale: float) -> list[int]:

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, dataclass_transform
 
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
@@ -25,21 +25,27 @@ EPOCH_METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 # Narrow, because the configuration of somebody else's run is read too: torch.load would run a pickle.
 TRUSTED = (
     *("mnist_sweep.models.*", "mnist_sweep.data.*", "mnist_sweep.sources.*"),
-    *(
-        "torch.nn.*",
-        "torch.optim.*",
-        "torchvision.models.*",
-        "optuna.samplers.*",
-        "optuna.pruners.*",
-    ),
+    *("torch.nn.*", "torch.optim.*", "torchvision.models.*"),
+    *("optuna.samplers.*", "optuna.pruners.*"),
 )
 
 _PACKAGE = Path(__file__).parent
 # In a checkout conf/ lies beside the package, in a wheel inside it.
 CONF_DIR = next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir())
 
+T = TypeVar("T")
 
-@dataclass
+
+@dataclass_transform(field_specifiers=(field,))
+def schema(cls: type[T]) -> type[T]:
+    """A dataclass that files under conf/ start from, as /schema/<its name without Config>."""
+    made = dataclass(cls)
+    name = cls.__name__.removesuffix("Config").lower() or "config"
+    ConfigStore.instance().store(group="schema", name=name, node=made, provider="mnist_sweep")
+    return made
+
+
+@schema
 class CNNConfig:
     """Arguments of `mnist_sweep.models.CNN`."""
 
@@ -58,7 +64,7 @@ class CNNConfig:
     dropout: float = 0.0  # after every hidden linear layer
 
 
-@dataclass
+@schema
 class AdamConfig:
     _target_: str = MISSING
     _partial_: bool = True
@@ -68,7 +74,7 @@ class AdamConfig:
     weight_decay: float = 0.0
 
 
-@dataclass
+@schema
 class SGDConfig:
     _target_: str = MISSING
     _partial_: bool = True
@@ -78,7 +84,7 @@ class SGDConfig:
     weight_decay: float = 0.0
 
 
-@dataclass
+@schema
 class SchedulerConfig:
     interval: Literal["step", "epoch", "objective"] = "epoch"  # what its step() follows
     total_steps_as: str | None = None  # the factory's argument for the steps of the whole run
@@ -101,14 +107,14 @@ class ExpectedConfig:
     shape: tuple[int, int, int] | None = None  # (C, H, W)
 
 
-@dataclass
+@schema
 class DataConfig:
     name: str = MISSING
     root: str = "${oc.env:MNIST_SWEEP_DATA,data}"
     source: dict[str, Any] = field(default_factory=dict)  # _target_(root, ...) -> data.Arrays
     classes: list[str] | None = None  # names in label order; null: 0, 1, 2, ...
     expected: ExpectedConfig = field(default_factory=ExpectedConfig)
-    on_missing: Literal["embedded", "error"] = "embedded"
+    on_missing: Literal["embedded", "error"] = "error"  # only MNIST has an embedded stand-in
     batch_size: int = 64
     val_size: int = 5000  # images held out of the training set, stratified
     train_size: int | None = None  # images left to train on, stratified; null: all
@@ -123,7 +129,7 @@ class EarlyStoppingConfig:
     min_delta: float = 0.0
 
 
-@dataclass
+@schema
 class TrainerConfig:
     max_epochs: int = 10
     max_minutes: float | None = None  # of training; the epoch at hand is cut short
@@ -141,7 +147,7 @@ class TrainerConfig:
     resume: str | None = None  # directory of the run to go on with
 
 
-@dataclass
+@schema
 class TrackingConfig:
     enabled: bool = True
     uri: str | None = None  # null: SQLite under `store`; or http://host:5000, postgresql://...
@@ -154,7 +160,7 @@ class TrackingConfig:
     nested: bool = False  # trials under the run of their sweep, which hides them from the charts
 
 
-@dataclass
+@schema
 class SweepConfig:
     """A sweep: what `-m` runs."""
 
@@ -182,7 +188,7 @@ class SweepConfig:
     report: bool = True  # at the end, see `mnist_sweep.report`
 
 
-@dataclass
+@schema
 class EnsembleConfig:
     """Settings of `python -m mnist_sweep.ensemble`."""
 
@@ -194,7 +200,7 @@ class EnsembleConfig:
     store: str = "mlruns"
 
 
-@dataclass
+@schema
 class ReportConfig:
     """Settings of `python -m mnist_sweep.report`."""
 
@@ -216,26 +222,26 @@ class UseConfig:
     store: str = "mlruns"
 
 
-@dataclass
+@schema
 class PredictConfig(UseConfig):
     format: Literal["csv", "json"] = "csv"
     probabilities: bool = False  # of all classes, not only the best
 
 
-@dataclass
+@schema
 class EvaluateConfig(UseConfig):
     data: DataConfig = field(default_factory=DataConfig)
     robustness: bool = True  # on shifted, rotated, noisy, blurred and inverted copies
 
 
-@dataclass
+@schema
 class ExportConfig(UseConfig):
     format: Literal["onnx", "pt2", "torchscript"] = "onnx"
     output: str | None = None  # file; null: model.<format> where the command runs
     data: DataConfig = field(default_factory=DataConfig)  # whose test images both are asked
 
 
-@dataclass
+@schema
 class DemoConfig(UseConfig):
     models: list[str] = field(default_factory=list)  # best runs of the last sweep, by model=
     host: str = "127.0.0.1"
@@ -243,13 +249,13 @@ class DemoConfig(UseConfig):
     data: DataConfig = field(default_factory=DataConfig)  # for its test images
 
 
-@dataclass
+@schema
 class PromoteConfig(UseConfig):
     data: DataConfig = field(default_factory=DataConfig)
     force: bool = False
 
 
-@dataclass
+@schema
 class Config:
     model: Any = MISSING
     optimizer: Any = MISSING
@@ -265,32 +271,11 @@ class Config:
     store: str = "mlruns"
 
 
-def register() -> None:
-    """Make the schemas known to Hydra. Done at import; call it again where Hydra's state was reset."""
-    store = ConfigStore.instance()
-    schemas: dict[str, type] = {
-        "config": Config,
-        "cnn": CNNConfig,
-        "adam": AdamConfig,
-        "sgd": SGDConfig,
-        "scheduler": SchedulerConfig,
-        "data": DataConfig,
-        "trainer": TrainerConfig,
-        "tracking": TrackingConfig,
-        "ensemble": EnsembleConfig,
-        "report": ReportConfig,
-        "predict": PredictConfig,
-        "evaluate": EvaluateConfig,
-        "export": ExportConfig,
-        "promote": PromoteConfig,
-        "demo": DemoConfig,
-        "sweep": SweepConfig,
-    }
-    for name, schema in schemas.items():
-        store.store(group="schema", name=name, node=schema, provider="mnist_sweep")
-
-
-register()
+ABOVE_ZERO = (  # where they are set at all
+    *("data.batch_size", "data.val_size", "data.train_size", "optimizer.lr", "trainer.max_epochs"),
+    *("trainer.max_minutes", "trainer.grad_clip", "trainer.micro_batch_size"),
+    "trainer.early_stopping.patience",
+)
 
 
 def check(cfg: DictConfig) -> None:
@@ -306,27 +291,19 @@ def check(cfg: DictConfig) -> None:
         problems.append(
             f"objective={cfg.objective}: expected one of {', '.join(EPOCH_METRICS)}{hint}"
         )
-    need(cfg.data.batch_size >= 1, "data.batch_size", "expected at least 1")
-    need(cfg.data.val_size >= 1, "data.val_size", "expected at least 1")
-    need(cfg.data.train_size is None or cfg.data.train_size >= 1, "data.train_size", "at least 1")
-    need(cfg.trainer.max_epochs >= 1, "trainer.max_epochs", "expected at least 1")
     for key in ("trainer.label_smoothing", "trainer.skip_easiest"):
         need(0 <= OmegaConf.select(cfg, key) < 1, key, "expected 0 or more and below 1")
     for key in ("trainer.resize_from", "trainer.resize_epochs"):
         need(0 < OmegaConf.select(cfg, key) <= 1, key, "expected a share above 0, at most 1")
-    above_zero = ("max_minutes", "grad_clip", "micro_batch_size", "early_stopping.patience")
-    for key in (f"trainer.{name}" for name in above_zero):
+    for key in ABOVE_ZERO:
         value = OmegaConf.select(cfg, key)
-        need(value is None or value > 0, key, "expected null or a number above 0")
-    need(cfg.seed >= 0, "seed", "expected 0 or more")
-    need(cfg.data.split_seed >= 0, "data.split_seed", "expected 0 or more")
+        need(value is None or value > 0, key, "expected a number above 0")
+    for key in ("seed", "data.split_seed"):
+        need(OmegaConf.select(cfg, key) >= 0, key, "expected 0 or more")
     wanted = "minimize" if cfg.objective.endswith("/loss") else "maximize"
     need(cfg.direction == wanted, "direction", f"objective={cfg.objective} needs {wanted}")
     decay = cfg.trainer.ema_decay
     need(decay is None or 0 < decay < 1, "trainer.ema_decay", "expected a number between 0 and 1")
-    learning_rate = OmegaConf.select(cfg, "optimizer.lr")
-    if learning_rate is not None:
-        need(learning_rate > 0, "optimizer.lr", "expected a number above 0")
     if problems:
         raise UserError("; ".join(problems))
 

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import importlib
 import logging
 import math
 import os
@@ -346,6 +345,6 @@ def affine(
 
 
 if __name__ == "__main__":  # python -m mnist_sweep.data: a look at the data before training
-    importlib.import_module(
-        "mnist_sweep.inspect_data"
-    ).main()  # no import: this module stays a leaf
+    from mnist_sweep.inspect_data import main
+
+    main()

@@ -3,18 +3,18 @@
 Members are chosen on the validation images, which they must share; the test set only judges.
 """
 
-import csv
 import logging
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from hydra.core.hydra_config import HydraConfig
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
-from rich.table import Table
 
 from mnist_sweep import (
     app,
@@ -45,6 +45,7 @@ Way = Callable[[NDArray[np.float32]], NDArray[np.int64]]  # [M, N, n_classes] ->
 class Vote:
     name: str
     predicted: NDArray[np.int64]  # [N] of the test images
+    test_accuracy: float
     val_accuracy: float | None
 
 
@@ -81,14 +82,15 @@ def vote(members: Members, weights: NDArray[np.int64]) -> list[Vote]:
         "mean of all": mean(np.ones_like(weights)),
         "greedy selection": mean(weights),
     }
-    return [
-        Vote(
-            name,
-            way(members.test),
-            None if members.val is None else float((way(members.val) == members.val_labels).mean()),
-        )
-        for name, way in ways.items()
-    ]
+    votes = []
+    for name, way in ways.items():
+        predicted = way(members.test)
+        test = float((predicted == members.test_labels).mean())
+        val = None
+        if members.val is not None:
+            val = float((way(members.val) == members.val_labels).mean())
+        votes.append(Vote(name, predicted, test, val))
+    return votes
 
 
 def summary(members: Members, votes: Sequence[Vote]) -> dict[str, float]:
@@ -102,7 +104,7 @@ def summary(members: Members, votes: Sequence[Vote]) -> dict[str, float]:
     }
     for each in votes:
         key = each.name.split()[0]
-        found[f"{key}/test/accuracy"] = float((each.predicted == members.test_labels).mean())
+        found[f"{key}/test/accuracy"] = each.test_accuracy
         if each.val_accuracy is not None:
             found[f"{key}/val/accuracy"] = each.val_accuracy
     return found | {"gain": found["greedy/test/accuracy"] - single}
@@ -111,43 +113,51 @@ def summary(members: Members, votes: Sequence[Vote]) -> dict[str, float]:
 def as_table(
     members: Members, weights: NDArray[np.int64], votes: Sequence[Vote], result: Mapping[str, float]
 ) -> str:
-    table = Table("", "weight", "validation %", "test %", "gain", box=None, pad_edge=False)
+    rows = []
     single = result["best_single/test/accuracy"]
     for i, name in enumerate(members.names):
         test = metrics.accuracy(members.test[i], members.test_labels)
         best = "best single" if i == members.best else ""
         val = f"{100 * members.val_accuracy[i]:.2f}"
-        table.add_row(name, str(weights[i]), val, f"{100 * test:.2f}", best)
+        rows.append((name, str(weights[i]), val, f"{100 * test:.2f}", best))
     for each in votes:
-        test = float((each.predicted == members.test_labels).mean())
+        test = each.test_accuracy
         val = "" if each.val_accuracy is None else f"{100 * each.val_accuracy:.2f}"
-        table.add_row(each.name, "", val, f"{100 * test:.2f}", f"{100 * (test - single):+.2f}")
-    return console.as_text(table)
+        rows.append((each.name, "", val, f"{100 * test:.2f}", f"{100 * (test - single):+.2f}"))
+    return console.table(("", "weight", "validation %", "test %", "gain"), rows)
 
 
 def write(
-    folder: Path, *, members: Members, votes: Sequence[Vote], table: str, data: Dataset | None
+    folder: Path,
+    *,
+    members: Members,
+    votes: Sequence[Vote],
+    table: str,
+    classes: Sequence[str],
+    data: Dataset | None,
 ) -> None:
     """The table, who errs where, how the errors overlap, and what is confused with what."""
     wrong = metrics.errors(members.test, members.test_labels)
-    n_classes = members.test.shape[2]
-    classes = data.classes if data else tuple(map(str, range(n_classes)))
     (folder / "ensemble.txt").write_text(table + "\n")
-    with (folder / "errors.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["test image", "true", "models wrong", *members.names])
-        predicted = members.test.argmax(2)
-        for i in np.flatnonzero(wrong.any(0)):
-            seen = [classes[k] for k in predicted[:, i]]
-            writer.writerow([i, classes[members.test_labels[i]], wrong[:, i].sum(), *seen])
-    with (folder / "confusions.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["true", "predicted", "times, all models"])
-        writer.writerows([classes[t], classes[p], count] for t, p, count in confusions(members))
+    predicted = members.test.argmax(2)
+    rows = [
+        (
+            i,
+            classes[members.test_labels[i]],
+            wrong[:, i].sum(),
+            *(classes[k] for k in predicted[:, i]),
+        )
+        for i in np.flatnonzero(wrong.any(0))
+    ]
+    columns = ["test image", "true", "models wrong", *members.names]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "errors.csv", index=False)
+    pairs = [(classes[t], classes[p], count) for t, p, count in confusions(members)]
+    columns = ["true", "predicted", "times, all models"]
+    pd.DataFrame(pairs, columns=columns).to_csv(folder / "confusions.csv", index=False)
     title = "Test images that two models both get wrong"
     figure = figures.error_overlap(metrics.overlap(wrong), members.names, title)
     figure.savefig(folder / "error_overlap.png")
-    matrix = metrics.confusion_matrix(votes[-1].predicted, members.test_labels, n_classes)
+    matrix = metrics.confusion_matrix(votes[-1].predicted, members.test_labels, len(classes))
     n_wrong = int((votes[-1].predicted != members.test_labels).sum())
     title = f"{votes[-1].name}: {n_wrong} of {len(members.test_labels):,} test images are taken for another"
     figures.confusion_matrix(matrix, classes, title).savefig(folder / "confusion_matrix.png")
@@ -189,10 +199,10 @@ def combine(cfg: DictConfig) -> None:
     table = as_table(members, weights, votes, result)
     log.info(table)
     data = test_data(uri, members)
-    report(members, data.classes if data else list(map(str, range(members.test.shape[2]))))
+    classes = data.classes if data else tuple(map(str, range(members.test.shape[2])))
+    report(members, classes)
     directory = Path(HydraConfig.get().runtime.output_dir)
-    produce = partial(write, members=members, votes=votes, table=table, data=data)
-    produce(directory)
+    write(directory, members=members, votes=votes, table=table, classes=classes, data=data)
     log.info("tables and pictures: %s", directory)
     if not cfg.tracking.enabled:
         return
@@ -213,7 +223,7 @@ def combine(cfg: DictConfig) -> None:
         ) as tracker,
     ):
         tracker.log_metrics(result, step=0)
-        tracker.log_artifacts(produce)
+        tracker.log_artifacts(partial(shutil.copytree, directory, dirs_exist_ok=True))
         settings = recorded.config_of(uri, members.run_ids[0])  # for the data that it is of
         tracker.log_artifacts(lambda folder: OmegaConf.save(settings, folder / "config.yaml"))
         if mixture is not None and data is not None:

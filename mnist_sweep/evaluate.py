@@ -1,16 +1,15 @@
 """How good a trained model is on any data: `python -m mnist_sweep.evaluate [model=...] [data=...]`."""
 
-import csv
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from rich.table import Table
 from torchvision.transforms import functional as F
 
 from mnist_sweep import app, config, console, figures, interrupt, metrics, tracking
@@ -27,30 +26,23 @@ def _noisy(images: torch.Tensor, strength: float) -> torch.Tensor:
     return (images + strength * noise).clamp(0, 1)
 
 
-def _shifted(images: torch.Tensor, strength: float) -> torch.Tensor:
-    changed: torch.Tensor = F.affine(images, 0, [int(strength), 0], 1, [0, 0])
-    return changed
-
-
-def _rotated(images: torch.Tensor, strength: float) -> torch.Tensor:
-    changed: torch.Tensor = F.rotate(images, strength)
-    return changed
-
-
-def _blurred(images: torch.Tensor, strength: float) -> torch.Tensor:
-    changed: torch.Tensor = F.gaussian_blur(images, [7, 7], [strength, strength])
-    return changed
-
-
 # What is done to the images, in which unit, and how much of it.
 CHANGES: Mapping[str, tuple[str, Change, tuple[float, ...]]] = {
-    "shifted": ("pixels to the right", _shifted, (1, 2, 4, 6)),
-    "rotated": ("degrees", _rotated, (10, 20, 30, 45)),
+    "shifted": (
+        "pixels to the right",
+        lambda x, s: F.affine(x, 0, [int(s), 0], 1, [0, 0]),
+        (1, 2, 4, 6),
+    ),
+    "rotated": ("degrees", F.rotate, (10, 20, 30, 45)),
     "noisy": ("standard deviation", _noisy, (0.1, 0.2, 0.4, 0.6)),
-    "blurred": ("sigma in pixels", _blurred, (0.5, 1, 1.5, 2)),
-    "inverted": ("", lambda images, _: 1 - images, (1,)),
+    "blurred": (
+        "sigma in pixels",
+        lambda x, s: F.gaussian_blur(x, [7, 7], [s, s]),
+        (0.5, 1, 1.5, 2),
+    ),
+    "inverted": ("", lambda x, _: 1 - x, (1,)),
 }
-Robustness = dict[str, dict[float, float]]  # change -> strength -> accuracy
+Robustness = list[tuple[str, float, float]]  # change, strength, accuracy
 
 
 def evaluate(cfg: DictConfig) -> None:
@@ -66,25 +58,27 @@ def evaluate(cfg: DictConfig) -> None:
 
     probabilities = model.probabilities(data.test.images.numpy())
     found = summary(probabilities, labels)
-    log.info("%s on %s test images of %s", model.origin.name, f"{len(labels):,}", data.name)
+    log.info("%s on %s test images of %s", model.name, f"{len(labels):,}", data.name)
     percent, loss, ece = 100 * found["test/accuracy"], found["test/loss"], found["test/ece"]
     log.info("accuracy %.2f %%, loss %.4f, calibration error %.4f", percent, loss, ece)
     matrix = metrics.confusion_matrix(probabilities.argmax(1), labels, len(data.classes))
     log.info(_per_class(matrix, data))
-    robustness: Robustness = {}
+    robustness: Robustness = []
     if cfg.robustness:
         images = data.test.images.float() / 255
-        robustness = {
-            name: {strength: accuracy(change(images, strength)) for strength in strengths}
+        robustness = [
+            (name, strength, accuracy(change(images, strength)))
             for name, (_, change, strengths) in CHANGES.items()
-        }
-        log.info(_as_table(robustness))
+            for strength in strengths
+        ]
+        rows = [(n, f"{s:g} {CHANGES[n][0]}", f"{100 * a:.2f}") for n, s, a in robustness]
+        log.info(console.table(("test images", "", "accuracy %"), rows))
     uri = tracking.store_uri(cfg.tracking.uri, cfg.store)
     if not cfg.tracking.enabled:
         return
     experiment_id = tracking.prepare(uri, cfg.store, cfg.tracking.experiment)
     tags = {"kind": "evaluation", "data": data.name, "data.sha256": data.digest}
-    tags |= {"of": model.origin.name, "of.run_id": model.origin.run_id or ""}
+    tags |= {"of": model.name, "of.run_id": model.run_id or ""}
     produce = partial(
         _write, matrix=matrix, data=data, probabilities=probabilities, robustness=robustness
     )
@@ -94,7 +88,8 @@ def evaluate(cfg: DictConfig) -> None:
             uri, experiment_id, name=f"on {data.name}", tags=tags, params=config.flatten(cfg)
         ) as tracker,
     ):
-        tracker.log_metrics({**found, **_flat(robustness)}, step=0)
+        changed = {f"robustness/{name}/{strength:g}": a for name, strength, a in robustness}
+        tracker.log_metrics({**found, **changed}, step=0)
         tracker.log_artifacts(produce)
         log.info("recorded as run %s", tracker.run_id)
 
@@ -109,36 +104,15 @@ def summary(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> di
 
 
 def _per_class(matrix: NDArray[np.int64], data: Dataset) -> str:
-    table = Table(box=None, pad_edge=False)
-    scores = metrics.per_class(matrix)
-    for column in ("class", "images", *(f"{name} %" for name in scores), "most often taken for"):
-        table.add_column(column)
+    scores, rows = metrics.per_class(matrix), []
     for i, name in enumerate(data.classes):
         row = matrix[i].copy()
         row[i] = 0
         other = f"{data.classes[int(row.argmax())]} ({row.max()})" if row.any() else ""
         shown = [f"{100 * values[i]:.1f}" for values in scores.values()]
-        table.add_row(name, str(matrix[i].sum()), *shown, other)
-    return console.as_text(table)
-
-
-def _as_table(robustness: Robustness) -> str:
-    table = Table(box=None, pad_edge=False)
-    for column in ("test images", "", "accuracy %"):
-        table.add_column(column)
-    for name, found in robustness.items():
-        for strength, accuracy in found.items():
-            unit = CHANGES[name][0]
-            table.add_row(name, f"{strength:g} {unit}" if unit else "", f"{100 * accuracy:.2f}")
-    return console.as_text(table)
-
-
-def _flat(robustness: Robustness) -> dict[str, float]:
-    return {
-        f"robustness/{name}/{strength:g}": accuracy
-        for name, found in robustness.items()
-        for strength, accuracy in found.items()
-    }
+        rows.append((name, str(matrix[i].sum()), *shown, other))
+    columns = ("class", "images", *(f"{name} %" for name in scores), "most often taken for")
+    return console.table(columns, rows)
 
 
 def _write(
@@ -153,16 +127,14 @@ def _write(
     figures.confusion_matrix(matrix, data.classes, title).savefig(folder / "confusion_matrix.png")
     labels = data.test.labels.numpy()
     figures.calibration(probabilities, labels).savefig(folder / "calibration.png")
-    (folder / "confusion_matrix.csv").write_text(metrics.confusion_csv(matrix, data.classes))
+    metrics.confusion_table(matrix, data.classes).to_csv(folder / "confusion_matrix.csv")
     if not robustness:
         return
     units = {name: unit for name, (unit, _, _) in CHANGES.items()}
     plain = metrics.accuracy(probabilities, labels)
     figures.robustness(robustness, units, plain).savefig(folder / "robustness.png")
-    with (folder / "robustness.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["change", "strength", "accuracy"])
-        writer.writerows([n, s, a] for n, found in robustness.items() for s, a in found.items())
+    table = pd.DataFrame(robustness, columns=["change", "strength", "accuracy"])
+    table.to_csv(folder / "robustness.csv", index=False)
 
 
 def main() -> None:

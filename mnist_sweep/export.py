@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from rich.table import Table
 
 from mnist_sweep import app, console
 from mnist_sweep.errors import UserError
@@ -42,12 +41,12 @@ def export(cfg: DictConfig) -> None:
     images = data.train.images[:N_IMAGES].numpy().astype(np.float32) / np.float32(255)
     original = _asked(model.model)
     difference = float(np.abs(original(images) - ask(images)).max())
-    table = Table("", "MB", "ms, 1 image", "ms, 100 images", box=None, pad_edge=False)
-    sizes = {"model": model.origin.n_bytes, str(path): path.stat().st_size}
+    rows = []
+    sizes = {"model": model.n_bytes, str(path): path.stat().st_size}
     for (name, n_bytes), answer in zip(sizes.items(), (original, ask), strict=True):
         times = [f"{median_ms(answer, images[:n]):.2f}" for n in (1, 100)]
-        table.add_row(name, f"{n_bytes / 1e6:.2f}", *times)
-    log.info(console.as_text(table))
+        rows.append((name, f"{n_bytes / 1e6:.2f}", *times))
+    log.info(console.table(("", "MB", "ms, 1 image", "ms, 100 images"), rows))
     log.info("logits of %d images differ by at most %.1e", len(images), difference)
     if not difference <= TOLERANCE:
         log.error("that is more than %.0e: do not use %s", TOLERANCE, path)

@@ -272,15 +272,12 @@ def _mosaic(
     """
     n, height, width, n_channels = tiles.shape
     rows = max(1, -(-n // columns))
-    size = rows * (height + gap), columns * (width + gap), n_channels
-    sheet = np.full(size, fill, dtype=tiles.dtype)
-    corners = [
-        (i // columns * (height + gap) + gap, i % columns * (width + gap) + gap // 2)
-        for i in range(n)
-    ]
-    for (y, x), tile in zip(corners, tiles, strict=True):
-        sheet[y : y + height, x : x + width] = tile
-    return sheet, corners
+    around = ((0, rows * columns - n), (gap, 0), (gap // 2, gap - gap // 2), (0, 0))
+    height, width = height + gap, width + gap
+    padded = np.pad(tiles, around, constant_values=fill)
+    sheet = padded.reshape(rows, columns, height, width, n_channels).swapaxes(1, 2)
+    corners = [(i // columns * height + gap, i % columns * width + gap // 2) for i in range(n)]
+    return sheet.reshape(rows * height, columns * width, n_channels), corners
 
 
 def error_overlap(counts: NDArray[np.int64], names: Sequence[str], title: str) -> Figure:
@@ -338,9 +335,10 @@ def trade_off(
 
 
 def robustness(
-    accuracy: Mapping[str, Mapping[float, float]], units: Mapping[str, str], plain: float
+    rows: Sequence[tuple[str, float, float]], units: Mapping[str, str], plain: float
 ) -> Figure:
-    """Accuracy by kind of change and its strength, against that of the images as they are."""
+    """Of rows (kind of change, strength, accuracy), against that of the images as they are, `plain`."""
+    accuracy = {name: {s: a for n, s, a in rows if n == name} for name in units}
     curves = {name: found for name, found in accuracy.items() if len(found) > 1}
     with rc_context(STYLE):
         figure = Figure(figsize=(3 * len(curves), 3.4), layout="constrained")

@@ -2,18 +2,17 @@
 
 import hashlib
 import logging
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import hydra
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from rich.table import Table
 
 from mnist_sweep import app, config, console, figures, interrupt
 from mnist_sweep import data as datasets
@@ -105,13 +104,6 @@ def _per_split(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {n:,}" for name, n in counts.items())
 
 
-def as_table(name: str, checks: list[Check]) -> str:
-    table = Table("check", "", "found", title=name, title_justify="left", box=None, pad_edge=False)
-    for check in checks:
-        table.add_row(check.name, "ok" if check.passed else "FAILED", check.found)
-    return console.as_text(table)
-
-
 def write(folder: Path, *, data: Dataset, cfg: DictConfig, table: str) -> None:
     """The table, the class distribution, and samples as they are and as a training run sees them."""
     (folder / "checks.txt").write_text(table + "\n")
@@ -124,7 +116,7 @@ def write(folder: Path, *, data: Dataset, cfg: DictConfig, table: str) -> None:
     samples = figures.image_grid(images.numpy(), captions, f"{data.name}: training images")
     samples.savefig(folder / "samples.png")
     augment = build_augment(cfg.data)
-    assert augment is not None  # set by `task`
+    assert augment is not None  # set by `look`
     augmented = augment(datasets.to_float(images), generator)
     title = f"{data.name}: the same with data.augment=affine"
     figures.image_grid(augmented.numpy(), captions, title).savefig(folder / "samples_augmented.png")
@@ -132,31 +124,26 @@ def write(folder: Path, *, data: Dataset, cfg: DictConfig, table: str) -> None:
 
 def look(cfg: DictConfig) -> None:
     """Check, draw and record; exit code 1 where a check fails."""
+    config.check(cfg)
     cfg.data.train_size = None  # all of it
     cfg.data.augment = "affine"  # as it would be
     data = load_data(cfg.data)
     checks = inspect(data, cfg.data.expected)
-    table = as_table(f"{data.name} (sha256 {data.digest[:12]})", checks)
+    rows = [(check.name, "ok" if check.passed else "FAILED", check.found) for check in checks]
+    title = f"{data.name} (sha256 {data.digest[:12]})"
+    table = console.table(("check", "", "found"), rows, title)
     log.info(table)
     directory = Path(HydraConfig.get().runtime.output_dir)
-    produce = partial(write, data=data, cfg=cfg, table=table)
-    produce(directory)
+    write(directory, data=data, cfg=cfg, table=table)
     log.info("pictures: %s", directory)
     cfg.tracking.run_name = cfg.tracking.run_name or f"data {data.name}"
     TAGS.set({**TAGS.get(), "kind": "data"})
     with interrupt.obeyed(), open_tracker(cfg, data, torch.device("cpu")) as tracker:
-        tracker.log_artifacts(produce)
+        tracker.log_artifacts(partial(shutil.copytree, directory, dirs_exist_ok=True))
     if failed := [check.name for check in checks if not check.passed]:
         log.error("failed: %s", ", ".join(failed))
         sys.exit(1)
 
 
-@hydra.main(config_path=str(config.CONF_DIR), config_name="config")
-def task(cfg: DictConfig) -> None:
-    with app.mistakes_told():
-        config.check(cfg)
-        look(cfg)
-
-
 def main() -> None:
-    app.main(task)
+    app.tool("config", look)

@@ -40,20 +40,16 @@ TRAIN_ONE = "python -m mnist_sweep trains one"
 
 
 @dataclass(frozen=True)
-class Origin:
-    name: str  # as it was asked for
-    run_id: str | None  # in MLflow
-    n_bytes: int  # of its file
-
-
-@dataclass(frozen=True)
 class Loaded:
     """A model on the CPU, in eval mode: pixels [N, C, H, W] in 0..1 -> logits [N, n_classes]."""
 
     model: nn.Module
     shape: tuple[int, int, int]  # (C, H, W)
     classes: tuple[str, ...]
-    origin: Origin
+    name: str  # as it was asked for
+    n_bytes: int  # of its file
+    run_id: str | None = None  # in MLflow
+    data_digest: str | None = None  # of what it was trained on, where that is known
 
     @property
     def is_of_digits(self) -> bool:
@@ -98,25 +94,21 @@ def load(cfg: DictConfig, source: str | None = None) -> Loaded:
 
 def data_of(cfg: DictConfig, loaded: Loaded) -> Dataset:
     """`cfg.data`; where the command names none, what the model was trained on, as far as is known."""
-    origin = loaded.origin
-    settings = Path(origin.name) / ".hydra" / "config.yaml"  # of a checkpoint
+    settings = Path(loaded.name) / ".hydra" / "config.yaml"  # of a checkpoint
     given = [o.lstrip("+").partition("=")[0] for o in HydraConfig.get().overrides.task]
     uri = tracking.store_uri(cfg.tracking.uri, cfg.store)
-    if "data" in given or (origin.run_id is None and not settings.is_file()):
+    if "data" in given or (loaded.run_id is None and not settings.is_file()):
         return load_data(cfg.data)
-    found = (
-        OmegaConf.load(settings)
-        if origin.run_id is None
-        else recorded.config_of(uri, origin.run_id)
-    )
+    run_id = loaded.run_id
+    found = OmegaConf.load(settings) if run_id is None else recorded.config_of(uri, run_id)
     for key in given:
         if key.startswith("data."):
             OmegaConf.update(found, key, OmegaConf.select(cfg, key), force_add=True)
     data = load_data(found.data)
-    digest = recorded.data_digest(uri, origin.run_id) if origin.run_id else None
+    digest = recorded.data_digest(uri, run_id) if run_id else loaded.data_digest
     if digest not in (data.digest, None):  # its test images may be those that it was trained on
         raise UserError(
-            f"model={origin.name} was trained on other images than the {data.name} that is here; "
+            f"model={loaded.name} was trained on other images than the {data.name} that is here; "
             "bring those back, or choose with data=..."
         )
     return data
@@ -126,7 +118,7 @@ def check_fits(model: Loaded, data: Dataset) -> None:
     """Raises UserError where the model takes other images, or knows other classes."""
     if model.shape != data.shape or model.classes != tuple(data.classes):
         raise UserError(
-            f"model={model.origin.name} takes {list(model.shape)} and knows {_few(model.classes)}; "
+            f"model={model.name} takes {list(model.shape)} and knows {_few(model.classes)}; "
             f"data={data.name} has {list(data.shape)} and the classes {_few(data.classes)}"
         )
 
@@ -168,7 +160,7 @@ def from_mlflow(uri: str, name: str, *, allow_pickle: bool = False) -> Loaded:
         shape = tuple(about.signature.inputs.inputs[0].shape[1:])
         classes = (about.metadata or {}).get("classes")
         size = about.model_size_bytes or 0
-    return _loaded(model, shape, classes, Origin(name, about.run_id, size))
+    return _loaded(model, shape, classes, name, size, run_id=about.run_id)
 
 
 def _from_checkpoint(directory: Path) -> Loaded:
@@ -184,7 +176,8 @@ def _from_checkpoint(directory: Path) -> Loaded:
     model = models.Classifier(net, [0.0] * shape[0], [1.0] * shape[0])
     model.load_state_dict(saved["model"])
     size = (directory / checkpoint.BEST).stat().st_size
-    return _loaded(model.eval(), shape, classes, Origin(str(directory), None, size))
+    digest = saved.get("data")
+    return _loaded(model.eval(), shape, classes, str(directory), size, data_digest=digest)
 
 
 def _from_pt2(path: Path, name: str, *, allow_pickle: bool) -> Loaded:
@@ -196,8 +189,8 @@ def _from_pt2(path: Path, name: str, *, allow_pickle: bool) -> Loaded:
         about = json.loads(extra[ABOUT])
     except ValueError as error:
         raise UserError(f"model={path}: no .pt2 of mnist_sweep.export") from error
-    origin = Origin(name, None, path.stat().st_size)
-    return _loaded(program.module(), about["shape"], about["classes"], origin)
+    size = path.stat().st_size
+    return _loaded(program.module(), about["shape"], about["classes"], name, size)
 
 
 def _program(
@@ -260,13 +253,18 @@ def _is_plain(item: tuple[str, Any]) -> bool:
 
 
 def _loaded(
-    model: nn.Module, shape: Sequence[int], classes: Sequence[str] | None, origin: Origin
+    model: nn.Module,
+    shape: Sequence[int],
+    classes: Sequence[str] | None,
+    name: str,
+    n_bytes: int,
+    **known: str | None,
 ) -> Loaded:
     if len(shape) != 3:
-        raise UserError(f"model={origin.name} takes {list(shape)}, no images [C, H, W]")
+        raise UserError(f"model={name} takes {list(shape)}, no images [C, H, W]")
     channels, height, width = shape
     if classes is None:  # of a model that others logged
         with torch.inference_mode():
             n_classes = model(torch.zeros(2, *shape)).shape[1]
         classes = [str(i) for i in range(n_classes)]
-    return Loaded(model, (channels, height, width), tuple(classes), origin)
+    return Loaded(model, (channels, height, width), tuple(classes), name, n_bytes, **known)

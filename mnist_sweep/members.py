@@ -59,11 +59,8 @@ def of_runs(uri: str, runs: Sequence[Run]) -> Members:
 
 
 def _names(names: Sequence[str]) -> list[str]:
-    """The same name of several runs is told apart by a number."""
-    return [
-        f"{name} {names[:i].count(name) + 1}" if names.count(name) > 1 else name
-        for i, name in enumerate(names)
-    ]
+    """A name that several runs share is told apart by the run's place among all of them."""
+    return [f"{n} #{i}" if names.count(n) > 1 else n for i, n in enumerate(names, start=1)]
 
 
 def hardest(members: Members) -> NDArray[np.int64]:
@@ -87,7 +84,6 @@ def picture_of_hardest(members: Members, data: Dataset) -> Figure:
 def test_data(uri: str, members: Members) -> Dataset | None:
     """The data that the members were made of, for the pictures; None where its files are gone."""
     cfg = recorded.config_of(uri, members.run_ids[0])
-    cfg.data.on_missing = "embedded" if cfg.data.name == "mnist" else "error"
     try:
         data = load_data(cfg.data)
     except UserError as error:

@@ -1,12 +1,13 @@
 """Pure functions on probabilities and labels, as arrays."""
 
-import csv
 from collections.abc import Sequence
-from io import StringIO
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 def accuracy(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
@@ -22,13 +23,10 @@ def confusion_matrix(
     return pairs.reshape(n_classes, n_classes)
 
 
-def confusion_csv(matrix: NDArray[np.int64], classes: Sequence[str]) -> str:
-    out = StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["true \\ predicted", *classes])
-    for name, row in zip(classes, matrix, strict=True):
-        writer.writerow([name, *row.tolist()])
-    return out.getvalue()
+def confusion_table(matrix: NDArray[np.int64], classes: Sequence[str]) -> "DataFrame":
+    import pandas as pd
+
+    return pd.DataFrame(matrix, pd.Index(classes, name="true \\ predicted"), classes)
 
 
 def per_class(matrix: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:

@@ -7,7 +7,7 @@ import csv
 import json
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ def files(paths: Sequence[str]) -> list[Path]:
 def predict(cfg: DictConfig, paths: Sequence[str]) -> int:
     """Print the predictions; returns the number of files that could not be read."""
     named = files(paths)  # before torch is imported
+    from mnist_sweep.images import read
     from mnist_sweep.loading import load
 
     model = load(cfg)
@@ -50,51 +51,36 @@ def predict(cfg: DictConfig, paths: Sequence[str]) -> int:
     )
     if cfg.format == "csv":
         writer.writeheader()
-    n_unreadable = 0
-    for good, images, bad in read_all(named, model.shape, is_digit=model.is_of_digits):
-        for path, error in bad:
-            print(f"error: {path}: {error}", file=sys.stderr)
-        n_unreadable += len(bad)
-        for path, found in zip(good, model.probabilities(images), strict=True):
-            best = int(found.argmax())
-            shares = [round(float(p), 4) for p in found]
-            row: dict[str, Any] = {"file": str(path), "class": model.classes[best]}
-            row |= {"probability": shares[best], **dict(zip(classes, shares, strict=False))}
-            if cfg.format == "csv":
-                writer.writerow(row)
-            else:
-                print(json.dumps(row))
-    return n_unreadable
-
-
-Batch = tuple[list[Path], NDArray[np.uint8], list[tuple[Path, UserError]]]
-
-
-def read_all(
-    named: Sequence[Path], shape: tuple[int, int, int], *, is_digit: bool
-) -> Iterator[Batch]:
-    """The files that could be read, their images [N, C, H, W], and those that could not, by and by."""
-    from mnist_sweep.images import read
 
     def attempt(path: Path) -> NDArray[np.uint8] | UserError:
         try:
-            return read(path, shape, is_digit=is_digit)
+            return read(path, model.shape, is_digit=model.is_of_digits)
         except UserError as error:
             return error
 
+    n_unreadable = 0
     with ThreadPoolExecutor(THREADS) as pool:
         for first in range(0, len(named), BATCH):
-            batch = named[first : first + BATCH]
-            found = list(zip(batch, pool.map(attempt, batch), strict=True))
-            good = [(p, image) for p, image in found if not isinstance(image, UserError)]
-            images = np.zeros((len(good), *shape), np.uint8)
-            for i, (_, image) in enumerate(good):
-                images[i] = image
-            yield (
-                [p for p, _ in good],
-                images,
-                [(p, e) for p, e in found if isinstance(e, UserError)],
-            )
+            batch, good = named[first : first + BATCH], []
+            for path, image in zip(batch, pool.map(attempt, batch), strict=True):
+                if isinstance(image, UserError):
+                    print(f"error: {path}: {image}", file=sys.stderr)
+                    n_unreadable += 1
+                else:
+                    good.append((path, image))
+            if not good:
+                continue
+            answers = model.probabilities(np.stack([image for _, image in good]))
+            for (path, _), found in zip(good, answers, strict=True):
+                best = int(found.argmax())
+                shares = [round(float(p), 4) for p in found]
+                row: dict[str, Any] = {"file": str(path), "class": model.classes[best]}
+                row |= {"probability": shares[best], **dict(zip(classes, shares, strict=False))}
+                if cfg.format == "csv":
+                    writer.writerow(row)
+                else:
+                    print(json.dumps(row))
+    return n_unreadable
 
 
 def main() -> None:

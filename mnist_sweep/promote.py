@@ -2,14 +2,13 @@
 
 import logging
 import statistics
-import time
+import timeit
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from rich.table import Table
 
 from mnist_sweep import app, console, metrics, registry, tracking
 from mnist_sweep.data import Split
@@ -72,30 +71,19 @@ def promote(cfg: DictConfig) -> None:
 def _table(
     loaded: dict[str, Loaded], right: dict[str, NDArray[np.bool_]], test: Split, data: str
 ) -> str:
-    title = f"{len(test):,} test images of {data}"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in ("", "model", "test %", "right alone", "ms an image", "MB"):
-        table.add_column(column)
+    columns, rows = ("", "model", "test %", "right alone", "ms an image", "MB"), []
     for alias, model in loaded.items():
         others = [found for other, found in right.items() if other != alias]
-        table.add_row(
-            alias,
-            model.origin.name,
-            f"{100 * right[alias].mean():.2f}",
-            f"{int((right[alias] & ~others[0]).sum()):,}" if others else "",
-            f"{median_ms(model.probabilities, test.images[:1].numpy()):.2f}",
-            f"{model.origin.n_bytes / 1e6:.2f}",
-        )
-    return console.as_text(table)
+        alone = f"{int((right[alias] & ~others[0]).sum()):,}" if others else ""
+        latency = f"{median_ms(model.probabilities, test.images[:1].numpy()):.2f}"
+        percent, megabytes = f"{100 * right[alias].mean():.2f}", f"{model.n_bytes / 1e6:.2f}"
+        rows.append((alias, model.name, percent, alone, latency, megabytes))
+    return console.table(columns, rows, f"{len(test):,} test images of {data}")
 
 
 def median_ms(ask: Callable[[NDArray[Any]], Any], images: NDArray[Any]) -> float:
     """Milliseconds of one call, after one that warms up."""
-    seconds = []
-    for _ in range(CALLS + 1):
-        started = time.perf_counter()
-        ask(images)
-        seconds.append(time.perf_counter() - started)
+    seconds = timeit.repeat(lambda: ask(images), number=1, repeat=CALLS + 1)
     return 1000 * statistics.median(seconds[1:])
 
 

@@ -40,6 +40,7 @@ from torch import nn
 
 from mnist_sweep import provenance
 from mnist_sweep.errors import UserError, without_password
+from mnist_sweep.reporting import Tracker
 
 log = logging.getLogger(__name__)
 for _chatty in ("alembic", "mlflow.store"):  # they tell of every migration of a new store
@@ -73,8 +74,10 @@ def prepare(uri: str, store: str, experiment: str) -> str:
         with FileLock(folder / "mlflow.lock", timeout=RETRY_FOR_S):
             mlflow.set_tracking_uri(uri)
             client = MlflowClient(uri)
-            found = client.get_experiment_by_name(experiment)
-            experiment_id = found.experiment_id if found else _create(client, experiment, folder)
+            if uri.startswith("sqlite:") and client.get_experiment_by_name(experiment) is None:
+                location = (folder / "artifacts").as_uri()
+                client.create_experiment(experiment, artifact_location=location)
+            experiment_id: str = mlflow.set_experiment(experiment).experiment_id
             close_dead_runs(client, experiment_id)
     except OSError as error:
         raise UserError(f"cannot write to store={store} ({error.strerror or error})") from error
@@ -82,18 +85,6 @@ def prepare(uri: str, store: str, experiment: str) -> str:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"MLflow cannot open {without_password(uri)}: {reason}") from error
     return experiment_id
-
-
-def _create(client: MlflowClient, experiment: str, folder: Path) -> str:
-    local = client.tracking_uri.startswith("sqlite:")
-    location = (folder / "artifacts").as_uri() if local else None
-    try:
-        return client.create_experiment(experiment, artifact_location=location)
-    except MlflowException as error:
-        found = client.get_experiment_by_name(experiment)
-        if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
-            raise
-        return str(found.experiment_id)  # another host was faster
 
 
 def _probe(uri: str) -> None:
@@ -144,7 +135,7 @@ def retried(call: Callable[[], T]) -> T:
             time.sleep(1)
 
 
-class MlflowTracker:
+class MlflowTracker(Tracker):
     """Writes the active MLflow run; `start_run` makes one and surely closes it."""
 
     def __init__(self, client: MlflowClient, run_id: str) -> None:

@@ -72,21 +72,17 @@ def dashboard(store: Path, port: int) -> list[str]:
 
 def start(command: list[str]) -> "subprocess.Popen[bytes]":
     """In a process group of its own, to be ended with all its children."""
-    return subprocess.Popen(command, env=environment(), start_new_session=True)
-
-
-def environment() -> dict[str, str]:
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    return {**os.environ, **quiet}
+    return subprocess.Popen(command, env={**os.environ, **quiet}, start_new_session=True)
 
 
-def free_port(wanted: int) -> int:
+def free_port(wanted: int, host: str = HOST) -> int:
     """`wanted`, or any other where that is taken."""
     for port in (wanted, 0):
-        with socket.socket() as probe:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((HOST, port))
+                probe.bind((host, port))
             except OSError:
                 print(f"port {wanted} is taken, using another", flush=True)
                 continue

@@ -38,11 +38,11 @@ def error_of(*arguments: str, store: Path, **env: str) -> str:
     ],
 )
 def test_composition_mistake_creates_nothing(
-    argument: str, expected: list[str], store: Path
+    argument: str, expected: list[str], fresh: Path
 ) -> None:
-    message = error_of(argument, store=store)
+    message = error_of(argument, store=fresh)
     assert all(part in message for part in expected), message
-    assert not store.exists()
+    assert not fresh.exists()
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_composition_mistake_creates_nothing(
         (["device=gpu"], ["device=gpu", "auto, cpu, cuda, cuda:N or mps"]),
         (["device=cuda:99"], ["device=cuda:99", "device=auto"]),
         (["data.val_size=4500"], ["val_size=4500", "4500 training images"]),
-        (["data.batch_size=0", "seed=-1"], ["data.batch_size=0", "at least 1", "seed=-1"]),
+        (["data.batch_size=0", "seed=-1"], ["data.batch_size=0", "above 0", "seed=-1"]),
         (["data.batch_size=101"], ["data.batch_size=101", "100 training images"]),
         (["model=m3", "data.batch_size=33"], ["data.batch_size=33", "one of 100", "batch norm"]),
         (["trainer.skip_easiest=1", "trainer.resize_from=0"], ["skip_easiest=1", "resize_from=0"]),
@@ -69,10 +69,10 @@ def test_composition_mistake_creates_nothing(
         (["tracking.uri=foo://bar"], ["foo://bar"]),
     ],
 )
-def test_setting_that_cannot_work(arguments: list[str], expected: list[str], store: Path) -> None:
-    message = error_of(*FEW, *arguments, store=store)
+def test_setting_that_cannot_work(arguments: list[str], expected: list[str], fresh: Path) -> None:
+    message = error_of(*FEW, *arguments, store=fresh)
     assert all(part in message for part in expected), message
-    assert not (store / "mlflow.db").exists()  # said before a run was recorded
+    assert not (fresh / "mlflow.db").exists()  # said before a run was recorded
 
 
 @pytest.mark.parametrize("key", ["store", "hydra.run.dir"])
@@ -90,16 +90,16 @@ def test_full_error_shows_the_traceback(store: Path) -> None:
     assert "objective=x" in done.stderr
 
 
-def test_help_is_quick_and_lists_the_groups(store: Path) -> None:
+def test_help_is_quick_and_lists_the_groups(fresh: Path) -> None:
     seconds = []
     for _ in range(3):
         started = time.monotonic()
-        done = cli("--help", store=store)
+        done = cli("--help", store=fresh)
         seconds.append(time.monotonic() - started)
         assert done.returncode == 0
     assert "model:" in done.stdout
     assert min(seconds) < 1.5, seconds
-    assert not store.exists()
+    assert not fresh.exists()
 
 
 def test_damaged_file_is_named_with_both_checksums(store: Path, tmp_path: Path) -> None:
@@ -131,11 +131,11 @@ def test_missing_files_fall_back_with_a_loud_warning(store: Path, tmp_path: Path
     assert run.data.tags["data"] == "mnist5k"
 
 
-def test_config_of_a_job_is_shown_without_a_run(store: Path) -> None:
-    done = cli("--cfg", "job", "model=vgg", store=store)
+def test_config_of_a_job_is_shown_without_a_run(fresh: Path) -> None:
+    done = cli("--cfg", "job", "model=vgg", store=fresh)
     assert done.returncode == 0
     assert "batch_norm: true" in done.stdout
-    assert not store.exists()
+    assert not fresh.exists()
 
 
 def test_module_of_the_user_is_run_once_trusted(store: Path, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from mnist_sweep.config import TrainerConfig
 from mnist_sweep.data import Arrays, load
 from mnist_sweep.ema import Average
 from mnist_sweep.models import Classifier
-from mnist_sweep.reporting import NullReporter
-from mnist_sweep.trainer import NullTracker, Trainer
+from mnist_sweep.reporting import Reporter, Tracker
+from mnist_sweep.trainer import Trainer
 
 
 def test_average_follows_the_formula():
@@ -64,10 +64,10 @@ def test_average_is_kept_and_survives_a_resume(tmp_path):
     whole, first, second = (
         trainer(tmp_path / name, n) for name, n in (("whole", 3), ("cut", 1), ("on", 3))
     )
-    whole.fit(NullTracker(), NullReporter())
-    first.fit(NullTracker(), NullReporter())
+    whole.fit(Tracker(), Reporter())
+    first.fit(Tracker(), Reporter())
     second.restore(tmp_path / "cut")
-    second.fit(NullTracker(), NullReporter())
+    second.fit(Tracker(), Reporter())
     saved = [checkpoint.load(tmp_path / d / checkpoint.LAST) for d in ("whole", "on")]
     for part in ("model", "average"):
         whole_state, resumed = (s[part].get("model", s[part]) for s in saved)

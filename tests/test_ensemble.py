@@ -63,7 +63,7 @@ def test_mixture_is_the_weighted_mean_of_probabilities():
 
 
 def test_names_of_equal_runs_are_told_apart():
-    assert members._names(["a", "b", "a"]) == ["a 1", "b", "a 2"]
+    assert members._names(["a", "b", "a"]) == ["a #1", "b", "a #3"]
 
 
 def record(uri, experiment_id, *, hides, split=0, model=True):

@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_leaves
 
 from mnist_sweep.benchmark.measure import compose
 from mnist_sweep.graphs import WARM_UP, Graphed
-from mnist_sweep.reporting import NullReporter
+from mnist_sweep.reporting import Reporter, Tracker
 from mnist_sweep.train import build_model, build_trainer, load_data
-from mnist_sweep.trainer import NullTracker, Trainer
+from mnist_sweep.trainer import Trainer
 
 Results = tuple[torch.Tensor, ...]
 
@@ -93,7 +93,7 @@ def fit(*trainers: Trainer) -> list[dict[str, torch.Tensor]]:
     weights = []
     for each in trainers:
         torch.manual_seed(1)  # of dropout
-        each.fit(NullTracker(), NullReporter())
+        each.fit(Tracker(), Reporter())
         weights.append(each.model.state_dict())
     return weights
 

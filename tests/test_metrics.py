@@ -15,7 +15,7 @@ def test_confusion_matrix_has_true_classes_in_rows() -> None:
 
 
 def test_confusion_csv_quotes_class_names() -> None:
-    text = metrics.confusion_csv(np.array([[1, 2], [3, 4]]), ["a,b", "c"])
+    text = metrics.confusion_table(np.array([[1, 2], [3, 4]]), ["a,b", "c"]).to_csv()
     assert text == 'true \\ predicted,"a,b",c\n"a,b",1,2\nc,3,4\n'
 
 

@@ -78,8 +78,8 @@ def test_report_of_two_objectives_and_without_a_record(store: Path) -> None:
     assert "has the best val/accuracy" in (folder / "report.html").read_text()
 
 
-def test_report_without_a_sweep_says_what_makes_one(store: Path) -> None:
-    done = report(store=store)
+def test_report_without_a_sweep_says_what_makes_one(fresh: Path) -> None:
+    done = report(store=fresh)
     assert done.returncode == 2
     assert done.stderr.endswith("no sweep ran yet; python -m mnist_sweep -m makes one\n")
-    assert not store.exists()
+    assert not fresh.exists()

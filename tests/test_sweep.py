@@ -341,17 +341,17 @@ def test_duplicates_are_skipped_and_an_exhausted_space_ends_the_search(store: Pa
     assert sorted(done) == [1, 2, 3]
 
 
-def test_dry_run_lists_the_trials_and_creates_nothing(store: Path) -> None:
-    code, out = run("x=1,2", "act=ok,fine", "sweep.dry_run=true", store=store)
+def test_dry_run_lists_the_trials_and_creates_nothing(fresh: Path) -> None:
+    code, out = run("x=1,2", "act=ok,fine", "sweep.dry_run=true", store=fresh)
     assert code == 0
     assert re.findall(r"x=(\d) act=(\w+)", out) == [
         ("1", "ok"), ("1", "fine"), ("2", "ok"), ("2", "fine"),
     ]  # fmt: skip
     code, out = run(
-        "x=interval(0,1)", "sweep.n_jobs=4", "sweep.n_trials=9", "sweep.dry_run=true", store=store
+        "x=interval(0,1)", "sweep.n_jobs=4", "sweep.n_trials=9", "sweep.dry_run=true", store=fresh
     )
     assert len(re.findall(r"x=0\.\d+", out)) == 4, "the first batch of a study"
-    assert [p.name for p in store.iterdir()] == ["out.txt"]
+    assert [p.name for p in fresh.iterdir()] == ["out.txt"]
 
 
 def test_editing_conf_during_a_sweep_changes_nothing(store: Path, tmp_path: Path) -> None:
@@ -371,7 +371,6 @@ def test_hydras_own_sweepers_stay_available(store: Path) -> None:
         code, out = run(
             "x=1,2",
             f"hydra/sweeper={sweeper}",
-            "hydra/launcher=basic",
             f"hydra.sweep.dir={store}/{sweeper}",
             f"events={store}/{sweeper}.txt",
             store=store,

@@ -172,12 +172,12 @@ def test_same_seed_gives_the_same_run(finished: Finished, store: Path) -> None:
     assert all(bool((one[name] == two[name]).all()) for name in one)
 
 
-def test_tracking_none_leaves_checkpoint_and_log_alone(store: Path) -> None:
-    directory = succeed(*SMALL, "tracking=none", store=store)
+def test_tracking_none_leaves_checkpoint_and_log_alone(fresh: Path) -> None:
+    directory = succeed(*SMALL, "tracking=none", store=fresh)
     files = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
     hydra = {f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides")}
     assert files == {"best.pt", "last.pt", "run.log", *hydra}
-    everything = {path for path in store.rglob("*") if path.is_file()}
+    everything = {path for path in fresh.rglob("*") if path.is_file()}
     assert everything == {directory / name for name in files}
 
 
@@ -202,10 +202,10 @@ def test_server_that_accepts_but_never_answers_is_given_up_in_time(store: Path) 
 
 
 @pytest.mark.slow
-def test_server_is_used_without_other_changes(store: Path, tmp_path: Path) -> None:
+def test_server_is_used_without_other_changes(fresh: Path, tmp_path: Path) -> None:
     """`tracking.uri` of a real server; nothing of MLflow's is written under `store`."""
     with served(tmp_path, free_port(0)) as uri:
-        directory = run_directory(cli(*SMALL, f"tracking.uri={uri}", store=store).stdout)
+        directory = run_directory(cli(*SMALL, f"tracking.uri={uri}", store=fresh).stdout)
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name("mnist_sweep")
         assert experiment is not None
@@ -214,7 +214,7 @@ def test_server_is_used_without_other_changes(store: Path, tmp_path: Path) -> No
     assert run.info.status == "FINISHED"
     assert run.data.tags["directory"] == str(directory)
     assert {"predictions.npz", "confusion_matrix.png"} <= names
-    assert not (store / "mlflow.db").exists()
+    assert not (fresh / "mlflow.db").exists()
 
 
 @pytest.mark.slow
@@ -306,12 +306,21 @@ def test_runs_of_dead_processes_are_closed(
     assert recorded(store)[0].info.status == status
 
 
-def test_prepare_by_two_processes_at_once_leaves_the_store_whole(store: Path) -> None:
+def test_experiment_that_was_deleted_is_told_of(store: Path) -> None:
+    uri = tracking.store_uri(None, str(store))
+    experiment_id = tracking.prepare(uri, str(store), "mnist_sweep")
+    assert tracking.prepare(uri, str(store), "mnist_sweep") == experiment_id
+    MlflowClient(uri).delete_experiment(experiment_id)
+    with pytest.raises(UserError, match="deleted experiment"):
+        tracking.prepare(uri, str(store), "mnist_sweep")
+
+
+def test_prepare_by_two_processes_at_once_leaves_the_store_whole(fresh: Path) -> None:
     code = (
         "import sys; from mnist_sweep import tracking as t;"
         "print(t.prepare(t.store_uri(None, sys.argv[1]), sys.argv[1], 'mnist_sweep'))"
     )
-    argv = [sys.executable, "-c", code, str(store)]
+    argv = [sys.executable, "-c", code, str(fresh)]
     both = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     ids = {process.communicate(timeout=120)[0].strip() for process in both}
     assert [process.returncode for process in both] == [0, 0]

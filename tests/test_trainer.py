@@ -16,9 +16,9 @@ from mnist_sweep.config import EarlyStoppingConfig, TrainerConfig
 from mnist_sweep.data import Dataset, Split
 from mnist_sweep.errors import UserError
 from mnist_sweep.models import CNN
-from mnist_sweep.reporting import NullReporter
+from mnist_sweep.reporting import Reporter, Tracker
 from mnist_sweep.train import build_schedule
-from mnist_sweep.trainer import DivergedError, NullTracker, Trainer
+from mnist_sweep.trainer import DivergedError, Trainer
 
 N_TRAIN = 60
 
@@ -38,7 +38,7 @@ DATA = Dataset(
 )
 
 
-class Journal(NullTracker):
+class Journal(Tracker):
     def __init__(self) -> None:
         self.epochs: dict[int, Mapping[str, float]] = {}
 
@@ -75,7 +75,7 @@ def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 
 def test_fit_learns_and_tells_of_every_epoch(tmp_path: Path) -> None:
     journal = Journal()
-    state = toy(tmp_path, settings=TrainerConfig(max_epochs=30)).fit(journal, NullReporter())
+    state = toy(tmp_path, settings=TrainerConfig(max_epochs=30)).fit(journal, Reporter())
     assert list(journal.epochs) == list(range(1, 31))
     assert journal.epochs[30]["val/accuracy"] == 1.0
     assert journal.epochs[30]["train/loss"] < journal.epochs[1]["train/loss"]
@@ -89,7 +89,7 @@ def test_fit_sees_every_training_image_once_an_epoch(tmp_path: Path) -> None:
         seen.append(images.clone())
         return images
 
-    toy(tmp_path, augment=spy, settings=TrainerConfig(max_epochs=1)).fit(Journal(), NullReporter())
+    toy(tmp_path, augment=spy, settings=TrainerConfig(max_epochs=1)).fit(Journal(), Reporter())
     assert [len(batch) for batch in seen] == [16, 16, 16, 12]
     found = torch.cat(seen).flatten(1).sum(1).sort().values
     expected = (DATA.train.images / 255).flatten(1).sum(1).sort().values
@@ -122,7 +122,7 @@ def test_fast_path_takes_the_steps_of_a_plain_loop(tmp_path: Path) -> None:
     )
     for epoch in range(5):
         trainer.settings.max_epochs = epoch + 1
-        trainer.fit(Journal(), NullReporter())
+        trainer.fit(Journal(), Reporter())
         trainer.restore(tmp_path)  # fit ends with the best weights
     optimizer = torch.optim.Adam(plain.parameters(), eps=1e-3)  # 1e-8 makes steps of noise
     generator = torch.Generator().manual_seed(3)
@@ -161,7 +161,7 @@ def test_early_stopping_waits_and_puts_the_best_weights_back(tmp_path: Path, pat
     trainer = toy(
         tmp_path, model=Worsening(), settings=settings, objective="val/loss", maximize=False
     )
-    state = trainer.fit(Journal(), NullReporter())
+    state = trainer.fit(Journal(), Reporter())
     assert (state.best_epoch, state.epoch) == (3, 3 + patience)
     assert trainer.model.steps == 12
     assert trainer.evaluate(DATA.val).loss == state.history[2]["val/loss"]
@@ -171,7 +171,7 @@ def test_min_delta_counts_small_gains_as_none(tmp_path: Path) -> None:
     stopping = EarlyStoppingConfig(patience=2, min_delta=10.0)
     settings = TrainerConfig(max_epochs=9, early_stopping=stopping)
     state = toy(tmp_path, settings=settings, objective="val/loss", maximize=False).fit(
-        Journal(), NullReporter()
+        Journal(), Reporter()
     )
     assert (state.best_epoch, state.epoch) == (1, 3)
 
@@ -185,11 +185,11 @@ def test_loss_that_is_not_finite_names_its_step(tmp_path: Path) -> None:
             return super().forward(images.flatten(1)) * (float("nan") if self.n_calls > 6 else 1)
 
     with pytest.raises(DivergedError, match=r"nan at step 6 \(epoch 2\)"):
-        toy(tmp_path, model=Breaking(16, 2)).fit(Journal(), NullReporter())
+        toy(tmp_path, model=Breaking(16, 2)).fit(Journal(), Reporter())
 
 
 def test_prune_ends_the_run_after_the_epoch(tmp_path: Path) -> None:
-    class Impatient(NullReporter):
+    class Impatient(Reporter):
         def report(self, epoch: int, metrics: Mapping[str, float]) -> bool:
             return epoch == 2
 
@@ -200,7 +200,7 @@ def test_prune_ends_the_run_after_the_epoch(tmp_path: Path) -> None:
 
 def test_max_minutes_cuts_the_epoch_short(tmp_path: Path) -> None:
     settings = TrainerConfig(max_epochs=10**6, max_minutes=0.005)
-    state = toy(tmp_path, settings=settings).fit(Journal(), NullReporter())
+    state = toy(tmp_path, settings=settings).fit(Journal(), Reporter())
     assert 0.3 <= state.seconds < 5
 
 
@@ -208,7 +208,7 @@ def test_grad_clip_bounds_the_step(tmp_path: Path) -> None:
     settings = TrainerConfig(max_epochs=1, grad_clip=1e-3)
     trainer = toy(tmp_path, settings=settings, batch_size=N_TRAIN, lr=1.0)
     before = weights(trainer)
-    trainer.fit(Journal(), NullReporter())
+    trainer.fit(Journal(), Reporter())
     squares = [((a - b) ** 2).sum() for a, b in zip(before, weights(trainer), strict=True)]
     moved = torch.stack(squares).sum().sqrt()
     assert moved.item() == pytest.approx(1e-3, rel=1e-3)  # one step of lr 1
@@ -219,7 +219,7 @@ def test_label_smoothing_touches_the_training_loss_alone(tmp_path: Path) -> None
     for smoothing in (0.0, 0.5):
         settings = TrainerConfig(max_epochs=1, label_smoothing=smoothing)
         trainer = toy(tmp_path, settings=settings, lr=0.0)
-        histories.append(trainer.fit(Journal(), NullReporter()).history[0])
+        histories.append(trainer.fit(Journal(), Reporter()).history[0])
     plain, smooth = histories
     assert plain["val/loss"] == smooth["val/loss"]
     assert plain["train/loss"] != smooth["train/loss"]
@@ -231,7 +231,7 @@ def test_schedule_by_epoch_and_by_step(tmp_path: Path) -> None:
 
     for interval, n_halvings in (("epoch", 3), ("step", 12)):
         trainer = toy(tmp_path / interval, schedule=halving, interval=interval)
-        trainer.fit(Journal(), NullReporter())
+        trainer.fit(Journal(), Reporter())
         assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**n_halvings)
 
 
@@ -248,7 +248,7 @@ def test_plateau_follows_the_objective_with_its_sign(tmp_path: Path) -> None:
         maximize=False,
         settings=TrainerConfig(max_epochs=4),
     )
-    history = trainer.fit(Journal(), NullReporter()).history
+    history = trainer.fit(Journal(), Reporter()).history
     assert [epoch["lr"] for epoch in history] == [0.1] * 4
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.01)  # after the fourth, worse
 
@@ -265,21 +265,21 @@ def test_plateau_takes_a_loss_that_stays_for_no_improvement() -> None:
 def test_restore_on_another_kind_of_device_goes_on_with_other_random_numbers(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    toy(tmp_path / "a").fit(Journal(), NullReporter())
+    toy(tmp_path / "a").fit(Journal(), Reporter())
     saved = checkpoint.load(tmp_path / "a" / checkpoint.LAST)
     cuda = {"device": "cuda", "generator": torch.zeros(16, dtype=torch.uint8)}  # as one of CUDA's
     checkpoint.save(tmp_path / "a" / checkpoint.LAST, saved | cuda)
     resumed = toy(tmp_path / "b", settings=TrainerConfig(max_epochs=4))
     resumed.restore(tmp_path / "a")
     assert "was on cuda: not the same bits" in caplog.text
-    assert resumed.fit(Journal(), NullReporter()).epoch == 4
+    assert resumed.fit(Journal(), Reporter()).epoch == 4
 
 
 def test_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) -> None:
     results = []
     for seed in (0, 0, 1):
         trainer = toy(tmp_path, seed=seed)
-        trainer.fit(Journal(), NullReporter())
+        trainer.fit(Journal(), Reporter())
         results.append(weights(trainer))
     assert equal(results[0], results[1])
     assert not equal(results[0], results[2])
@@ -287,12 +287,12 @@ def test_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) -> N
 
 def test_restore_goes_on_bit_by_bit(tmp_path: Path) -> None:
     whole = toy(tmp_path / "whole")
-    whole.fit(Journal(), NullReporter())
-    toy(tmp_path / "part", settings=TrainerConfig(max_epochs=1)).fit(Journal(), NullReporter())
+    whole.fit(Journal(), Reporter())
+    toy(tmp_path / "part", settings=TrainerConfig(max_epochs=1)).fit(Journal(), Reporter())
     rest = toy(tmp_path / "rest")
     rest.restore(tmp_path / "part")
     journal = Journal()
-    rest.fit(journal, NullReporter())
+    rest.fit(journal, Reporter())
     assert equal(weights(whole), weights(rest))
     assert list(journal.epochs) == [1, 2, 3]  # its record is complete
 
@@ -300,11 +300,11 @@ def test_restore_goes_on_bit_by_bit(tmp_path: Path) -> None:
 def test_restored_run_is_pruned_where_the_last_answer_says_so(tmp_path: Path) -> None:
     """Of the epochs that are told again the answers may be others than before."""
 
-    class PrunesFirst(NullReporter):
+    class PrunesFirst(Reporter):
         def report(self, epoch: int, metrics: Mapping[str, float]) -> bool:
             return epoch == 1
 
-    toy(tmp_path / "part", settings=TrainerConfig(max_epochs=1)).fit(Journal(), NullReporter())
+    toy(tmp_path / "part", settings=TrainerConfig(max_epochs=1)).fit(Journal(), Reporter())
     rest = toy(tmp_path / "rest")
     rest.restore(tmp_path / "part")
     fit = rest.fit(Journal(), PrunesFirst())
@@ -312,7 +312,7 @@ def test_restored_run_is_pruned_where_the_last_answer_says_so(tmp_path: Path) ->
 
 
 def test_restore_refuses_what_does_not_fit(tmp_path: Path) -> None:
-    toy(tmp_path / "run").fit(Journal(), NullReporter())
+    toy(tmp_path / "run").fit(Journal(), Reporter())
     other = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Linear(3, 2))
     with pytest.raises(UserError, match="of another configuration"):
         toy(tmp_path / "new", model=other).restore(tmp_path / "run")
@@ -328,7 +328,7 @@ def test_restore_refuses_what_does_not_fit(tmp_path: Path) -> None:
 
 def test_restore_within_an_epoch_refuses_another_batch_size(tmp_path: Path) -> None:
     trainer = toy(tmp_path / "run")
-    trainer.fit(Journal(), NullReporter())
+    trainer.fit(Journal(), Reporter())
     last = tmp_path / "run" / checkpoint.LAST
     partial = {
         "order": torch.arange(N_TRAIN),
@@ -369,6 +369,6 @@ class Sizes(nn.Module):
 def test_images_grow_over_the_epochs_and_are_judged_whole(tmp_path: Path) -> None:
     model = Sizes()
     settings = TrainerConfig(max_epochs=6, resize_from=0.5, resize_epochs=0.75)
-    toy(tmp_path, model=model, settings=settings, batch_size=N_TRAIN).fit(Journal(), NullReporter())
+    toy(tmp_path, model=model, settings=settings, batch_size=N_TRAIN).fit(Journal(), Reporter())
     assert model.seen[True] == [2, 2, 3, 3, 4, 4]  # of 0.5, 0.61, 0.72, 0.83, 0.94 and 1 times 4
     assert set(model.seen[False]) == {4}

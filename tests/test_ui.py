@@ -12,7 +12,10 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import engine
+import pytest
 from conftest import ROOT, SMALL, environment, succeed
+
+from mnist_sweep.ui import free_port
 
 UI = [sys.executable, "-m", "mnist_sweep.ui", "--store"]
 
@@ -57,11 +60,11 @@ def test_ui_serves_the_runs_and_ends_with_all_its_children(store: Path) -> None:
     engine.wait_for(lambda: not answers(f"{base}/health"), 10)
 
 
-def test_ui_without_runs_says_what_makes_one(store: Path) -> None:
-    done = subprocess.run([*UI, store], cwd=ROOT, capture_output=True, text=True, check=False)
+def test_ui_without_runs_says_what_makes_one(fresh: Path) -> None:
+    done = subprocess.run([*UI, fresh], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "holds no runs yet" in done.stderr
-    assert not store.exists()
+    assert not fresh.exists()
 
 
 def answers(url: str) -> bool:
@@ -70,3 +73,10 @@ def answers(url: str) -> bool:
             return bool(page.status == 200)
     except OSError:
         return False
+
+
+def test_port_that_is_taken_on_its_host_is_given_up(capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.2", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert free_port(port, "127.0.0.2") != port
+    assert f"port {port} is taken" in capfd.readouterr().out

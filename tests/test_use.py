@@ -241,7 +241,7 @@ def test_evaluate_measures_and_records() -> None:
     assert {"robustness.png", "robustness.csv", "confusion_matrix.png"} <= kept
 
 
-def test_evaluate_refuses_other_images_than_those_of_the_training() -> None:
+def test_evaluate_refuses_other_images_than_those_of_the_training(tmp_path: Path) -> None:
     """The embedded images are of MNIST's training set, on which a model looks better than it is."""
     client = MlflowClient(f"sqlite:///{store()}/mlflow.db")
     digest = client.get_run(run_id()).data.tags["data.sha256"]
@@ -250,8 +250,14 @@ def test_evaluate_refuses_other_images_than_those_of_the_training() -> None:
         done = tool("evaluate", f"model={run_id()}", "robustness=false")
     finally:
         client.set_tag(run_id(), "data.sha256", digest)
-    assert done.returncode == 2
-    assert "was trained on other images than the mnist5k that is here" in done.stderr
+    (best,) = store().rglob("best.pt")
+    shutil.copytree(best.parent, tmp_path / "it's")
+    weights = torch.load(best, weights_only=True)
+    torch.save({**weights, "data": "0" * 64}, tmp_path / "it's" / "best.pt")
+    of_checkpoint = tool("evaluate", f"model={tmp_path}/it's", "robustness=false")
+    for ended in (done, of_checkpoint):
+        assert ended.returncode == 2
+        assert "was trained on other images than the mnist5k that is here" in ended.stderr
 
 
 def test_evaluate_refuses_data_of_other_classes(tmp_path: Path) -> None:

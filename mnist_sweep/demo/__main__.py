@@ -22,7 +22,7 @@ def demo(cfg: DictConfig) -> None:
     data = data_of(cfg, models[0][1])
     check_fits(models[0][1], data)
     served = make_app(models, data, cfg.host)
-    port = free_port(cfg.port)
+    port = free_port(cfg.port, cfg.host)
     log.info("draw on http://%s:%d  (Ctrl-C ends it)", cfg.host, port)
     with suppress(KeyboardInterrupt):  # the way to end it
         uvicorn.run(served, host=cfg.host, port=port, log_level="warning", lifespan="off")
@@ -32,8 +32,8 @@ def chosen(cfg: DictConfig) -> list[tuple[str, Loaded]]:
     """The model that is asked for, or the best run of each of `models` in the last sweep."""
     if not cfg.models:
         model = load(cfg)
-        run_id = model.origin.run_id
-        name = f"run {run_id[:8]}" if model.origin.name == run_id else model.origin.name
+        run_id = model.run_id
+        name = f"run {run_id[:8]}" if model.name == run_id else model.name
         return [(name, model)]
     uri = tracking.store_uri(cfg.tracking.uri, cfg.store)
     runs = recorded.best_of_last_sweep(uri, list(cfg.models))

@@ -1,7 +1,6 @@
 """One self-contained HTML page, with its tables as CSV and its pictures as PNG beside it."""
 
 import base64
-import csv
 import gzip
 import io
 import logging
@@ -14,6 +13,7 @@ from typing import Any
 
 import jinja2
 import optuna
+import pandas as pd
 import plotly.io
 from numpy.typing import NDArray
 from optuna import visualization
@@ -67,10 +67,10 @@ def look(found: Sequence[Configuration], uri: str | None, experiment: str, sweep
     }
     try:
         members = of_runs(uri, list(runs.values()))
+        return Looked(runs, histories, members, test_data(uri, members))
     except UserError as error:
         log.warning("report: no confusion matrices: %s", error)
         return Looked(runs, histories)
-    return Looked(runs, histories, members, test_data(uri, members))
 
 
 def write(
@@ -81,7 +81,9 @@ def write(
     about, found = About.of(study), results.ranked(study)
     looked = look(found, uri, experiment, study.study_name)
     rows = leaderboard(found, about)
-    _write_csv(folder / "leaderboard.csv", rows)
+    pd.DataFrame(rows, columns=None if rows else ["rank"]).to_csv(
+        folder / "leaderboard.csv", index=False
+    )
     study.trials_dataframe().to_csv(folder / "trials.csv", index=False)
     charts.as_files(folder, study, about, found, looked.histories)
     pictures = dict(_pictures(looked))
@@ -141,13 +143,6 @@ def leaderboard(found: Sequence[Configuration], about: About) -> list[dict[str, 
         }
         for rank, each in enumerate(found, start=1)
     ]
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["rank"])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _charts(
