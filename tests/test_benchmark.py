@@ -25,7 +25,13 @@ TRAINED = ("simple", "deeper", "vgg")
         ),
         ("fast99", ["fast99"] * 3),
         ("tracking", ["tracking"]),
-        pytest.param("sweep", ["sweep: "] * 8, marks=pytest.mark.slow),
+        pytest.param(
+            "sweep",
+            ["sweep: engine, trial 25 of a grid", "sweep: engine, test and record a trial"]
+            + ["sweep: a trial to its first step"]
+            + [f"sweep: trials an hour, {k} at once" for k in (1, 2)],
+            marks=pytest.mark.slow,
+        ),
         pytest.param("report", ["report of "] * 3, marks=pytest.mark.slow),
     ],
 )

@@ -6,14 +6,18 @@ import logging
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from mnist_sweep import benchmark
-from mnist_sweep.benchmark.measure import FULL, QUICK, Row, Sizes
+from mnist_sweep.benchmark.measure import Row
 
-PARTS = ("startup", "memory", "training", "fast99", "tracking", "sweep", "report", "peers")
+# Part -> module, imported when its turn comes: some import torch, which weighs on what is timed.
+PARTS = {"startup": "runs", "memory": "runs", "training": "training", "fast99": "fast99"}
+PARTS |= {"tracking": "sweeps", "sweep": "sweeps", "report": "sweeps", "peers": "peers"}
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
 def main() -> None:
@@ -33,45 +37,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the figures; default: in the store")
     parser.add_argument("--quick", action="store_true", help="only to see that all of it works")
     chosen = parser.parse_args()
-    sizes = QUICK if chosen.quick else FULL
     path = chosen.json or Path(os.environ.get("MNIST_SWEEP_STORE", "mlruns")) / "benchmark.json"
 
     logging.basicConfig(format="%(message)s")
     rows: list[Row] = []
-    for name in PARTS:
-        if "all" in chosen.parts or name in chosen.parts:
-            with tempfile.TemporaryDirectory() as folder:
-                for row in part(name)(sizes, Path(folder).resolve()):
-                    logging.warning("%s: %.4g %s", row.what, row.ours, row.unit)
-                    rows.append(row)
-    described = machine()
-    show(rows, described)
-    save(path, {"machine": described, "quick": chosen.quick, "rows": [r.as_dict() for r in rows]})
+    for name in (p for p in PARTS if p in chosen.parts or "all" in chosen.parts):
+        part = getattr(import_module(f"mnist_sweep.benchmark.{PARTS[name]}"), name)
+        with tempfile.TemporaryDirectory() as folder:
+            for row in part(Path(folder).resolve(), quick=chosen.quick):
+                logging.warning("%s: %.4g %s", row.what, row.ours, row.unit)
+                rows.append(row)
+    about = machine()
+    show(rows, about)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"machine": about, "quick": chosen.quick, "rows": [r.as_dict() for r in rows]}
+    path.write_text(json.dumps(content, indent=2) + "\n")
     print(f"written to {path}")
-
-
-def part(name: str) -> Callable[[Sizes, Path], Iterator[Row]]:
-    if name == "training":
-        from mnist_sweep.benchmark.training import training  # imports torch and torchvision
-
-        return training
-    if name == "fast99":
-        from mnist_sweep.benchmark.fast99 import fast99
-
-        return fast99
-    if name == "peers":
-        from mnist_sweep.benchmark.peers import peers
-
-        return peers
-    from mnist_sweep.benchmark import reports, runs, sweeps
-
-    return {
-        "startup": runs.startup,
-        "memory": runs.memory,
-        "tracking": runs.tracking,
-        "sweep": sweeps.sweeps,
-        "report": reports.reports,
-    }[name]
 
 
 def machine() -> dict[str, Any]:
@@ -81,10 +62,9 @@ def machine() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     about = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
-    has = about.get("flags", "").split()
     return {
         "cpu": about.get("model name", platform.processor()),
-        "instructions": " ".join(f for f in ("avx2", "avx512f", "amx_bf16") if f in has),
+        "instructions": " ".join(f for f in INSTRUCTIONS if f in about.get("flags", "").split()),
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
@@ -94,12 +74,12 @@ def machine() -> dict[str, Any]:
     }
 
 
-def show(rows: Sequence[Row], described: Mapping[str, Any]) -> None:
+def show(rows: Sequence[Row], about: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     from mnist_sweep.console import as_text
 
-    table = Table(caption=", ".join(f"{k} {v}" for k, v in described.items()))
+    table = Table(caption=", ".join(f"{k} {v}" for k, v in about.items()))
     for heading in ("what", "ours", "peer", "ratio", "bar", "met?"):
         table.add_column(heading, justify="left" if heading == "what" else "right")
     for row in rows:
@@ -112,13 +92,6 @@ def show(rows: Sequence[Row], described: Mapping[str, Any]) -> None:
             {True: "yes", False: "no", None: ""}[row.met],
         )
     print(as_text(table))
-
-
-def save(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(unfinished, path)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What all parts of the benchmark share: a row of the table, sizes, turns, calls."""
+"""What all parts of the benchmark share: a row of the table, turns, calls."""
 
 import statistics
 import subprocess
@@ -40,48 +40,6 @@ class Row:
         return {**asdict(self), "ratio": self.ratio, "met": self.met}
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """How much is measured."""
-
-    turns: int  # of each side
-    images: Mapping[str, int]  # model -> images a turn of the training
-    run_images: int | None  # of the run whose memory is measured; None: all
-    tracked_images: int
-    trials: int  # of the sweep that is recorded
-    uneven_seeds: int  # times the four lengths of the uneven trials
-    uneven_images: int
-    searched: tuple[int, int]  # trials and images of the searches that are compared
-    filled: tuple[int, int]  # which trials of a long study are timed
-    reported: int  # runs of the sweep whose report is timed
-
-
-FULL = Sizes(
-    turns=5,
-    images={"simple": 6400, "deeper": 3200, "vgg": 640},
-    run_images=None,
-    tracked_images=6400,
-    trials=22,
-    uneven_seeds=10,
-    uneven_images=2000,
-    searched=(30, 4000),
-    filled=(1000, 5000),
-    reported=2000,
-)
-QUICK = Sizes(
-    turns=1,
-    images={"simple": 640, "deeper": 320, "vgg": 64},
-    run_images=640,
-    tracked_images=640,
-    trials=3,
-    uneven_seeds=1,
-    uneven_images=100,
-    searched=(2, 100),
-    filled=(25, 35),
-    reported=12,
-)
-
-
 def medians(turns: Mapping[str, Callable[[], float]], n: int) -> dict[str, float]:
     """Of `n` turns of each, in rotation, after one that warms up."""
     results = [{name: turn() for name, turn in turns.items()} for _ in range(n + 1)][1:]
@@ -93,8 +51,8 @@ def call(
     program: Sequence[str] = ("-m", "mnist_sweep"),
     exit_code: int = 0,
     python: str = sys.executable,
-) -> float:
-    """The command line in a process of its own: seconds. Raises RuntimeError on another exit code."""
+) -> tuple[float, str]:
+    """The command line in a process of its own: seconds, output. RuntimeError on another exit code."""
     started = time.monotonic()
     command = [python, *program, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -102,9 +60,9 @@ def call(
     if done.returncode != exit_code:
         output = f"{done.stdout[-1000:]}\n{done.stderr[-1000:]}"
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{output}")
-    return seconds
+    return seconds, done.stdout
 
 
-def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
+def compose(overrides: Sequence[str]) -> DictConfig:
     with hydra.initialize_config_dir(str(CONF_DIR)):
-        return hydra.compose("config", list(overrides), return_hydra_config=with_hydra)
+        return hydra.compose("config", list(overrides))

@@ -1,124 +1,65 @@
 """Other frameworks on the same work; in a virtual environment of their own, never a dependency."""
 
-import json
-import statistics
-import subprocess
 import sys
 import venv
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 import mnist_sweep
-from mnist_sweep.benchmark.measure import FULL, Row, Sizes, call, medians
-from mnist_sweep.benchmark.sweeps import EMBEDDED, open_study
-from mnist_sweep.benchmark.training import BATCH_SIZE, build, trainer, write_idx
+from mnist_sweep.benchmark.measure import Row, call, medians
+from mnist_sweep.benchmark.sweeps import open_study
+from mnist_sweep.benchmark.training import BATCH_SIZE, small, trainer
 from mnist_sweep.tracking import prepare
 
 MODEL = "simple"
 PACKAGES = ("lightning", "hydra-joblib-launcher", "ray[tune]")
 MAX_EPOCHS = 4  # of a trial of the search
-STOCK = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=2", "hydra.sweeper.direction=maximize"]
-STOCK += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+# Not by -m: what is imported is pickled by name, for the processes of joblib and Ray.
+PEER = ("-c", "from mnist_sweep.benchmark.their_side import main; main()")
 
 
-def peers(sizes: Sizes, folder: Path) -> Iterator[Row]:
-    python = python_with(folder / "venv", *PACKAGES)
-    yield from training(sizes, folder / "training", python)
-    yield from uneven(sizes, folder / "uneven", python)
-    yield from search(sizes, folder / "search", python)
-
-
-def training(sizes: Sizes, folder: Path, python: str) -> Iterator[Row]:
-    n_images = sizes.images[MODEL]
-    command = [python, *peer("lightning_peer"), MODEL, str(n_images), str(folder / "data")]
+def peers(folder: Path, *, quick: bool) -> Iterator[Row]:
+    their = partial(call, program=PEER, python=python_with(folder / "venv", *PACKAGES))
+    overrides = small(MODEL, quick=quick)
 
     def lightning() -> float:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return float(done.stdout.splitlines()[-1])
+        return float(their("lightning", *overrides)[1].splitlines()[-1])
 
-    overrides = [f"model={MODEL}", f"data.train_size={n_images}", "data.val_size=500"]
-    speed = medians({"ours": trainer(overrides, folder / "ours"), "peer": lightning}, sizes.turns)
+    turns = {"ours": trainer(overrides, folder / "ours"), "peer": lightning}
+    speed = medians(turns, 1 if quick else 5)
     what = f"training {MODEL}, batch {BATCH_SIZE}, against Lightning"
     yield Row(what, "images/s", speed["ours"], speed["peer"], 2.4, "at least")
 
+    # A search as the users of each would write it, on the embedded images and two jobs; all tracked.
+    n, n_images = (2, 100) if quick else (30, 4000)
+    images = [f"model={MODEL}", "data=mnist5k", f"data.train_size={n_images}"]
+    rates = "tag(log,interval(1e-4,1e-1))"
+    space = ["data.batch_size=32,64", f"optimizer.lr={rates}", f"trainer.max_epochs={MAX_EPOCHS}"]
+    where = [f"sweep.n_trials={n}", "sweep.n_jobs=2", f"store={folder}", "sweep.name=s"]
+    ours_s, _ = call("-m", "search=tpe", *images, *space, *where)
+    ours_best = open_study(folder).best_value
 
-def uneven(sizes: Sizes, folder: Path, python: str) -> Iterator[Row]:
-    """The same trials of 1 to 4 epochs on two jobs, by our engine and by Hydra's own plugins."""
-    n_trials = 4 * sizes.uneven_seeds
-    seeds = ",".join(map(str, range(sizes.uneven_seeds)))
-    trials = ["-m", f"seed={seeds}", "trainer.max_epochs=1,2,3,4", *EMBEDDED]
-    trials += [f"data.train_size={sizes.uneven_images}"]
-    stock = [*STOCK, "hydra/sweeper/sampler=grid", f"hydra.sweeper.n_trials={n_trials}"]
+    store = folder / "stock"
+    uri = f"sqlite:///{store}.db"
+    prepare(uri, str(store), "stock")  # two first contacts at once would spoil the file
+    command = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.direction=maximize"]
+    command += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_jobs=2"]
+    command += [f"hydra.sweeper.n_trials={n}", f"hydra.sweep.dir={store}", f"tracking_uri={uri}"]
+    command += [f"n_images={n_images}", "batch_size=32,64", f"lr={rates}"]
+    stock_s, _ = their("stock", *command, f"max_epochs={MAX_EPOCHS}")
+    stock_best = OmegaConf.load(store / "optimization_results.yaml").best_value
 
-    def ours(store: Path) -> float:
-        return call(*trials, "sweep.n_jobs=2", f"store={store}", "sweep.name=ours")
-
-    def theirs(store: Path) -> float:
-        return call(*trials, *stock, f"store={store}", "sweep.name=stock", python=python)
-
-    seconds = by_turns(sizes, folder, ours=ours, peer=theirs)
-    what = f"{n_trials} uneven trials, 2 jobs, against hydra-optuna-sweeper + joblib"
-    yield Row(what, "s", seconds["ours"], seconds["peer"], bar=0.75)
-
-
-def search(sizes: Sizes, folder: Path, python: str) -> Iterator[Row]:
-    """As the users of each would write it, on the embedded images and two jobs; all tracked."""
-    n, n_images = sizes.searched
-    images = [*EMBEDDED, f"data.train_size={n_images}"]
-    _, data, _ = build(images)
-    write_idx(data, folder / "MNIST" / "raw")
-    batch_sizes, rates = "32,64", "tag(log,interval(1e-4,1e-1))"
-    best: dict[str, list[float]] = {"ours": [], "stock": [], "ray": []}
-
-    def ours(store: Path) -> float:
-        space = [f"data.batch_size={batch_sizes}", f"optimizer.lr={rates}"]
-        size = [f"trainer.max_epochs={MAX_EPOCHS}", f"sweep.n_trials={n}", "sweep.n_jobs=2"]
-        where = [f"store={store}", "sweep.name=search"]
-        seconds = call("-m", "search=tpe", *images, *space, *size, *where)
-        best["ours"].append(open_study(store, "search").best_value)
-        return seconds
-
-    def stock(store: Path) -> float:
-        uri = f"sqlite:///{store}.db"
-        prepare(uri, str(store), "stock")  # two first contacts at once would spoil the file
-        space = [f"batch_size={batch_sizes}", f"lr={rates}", f"max_epochs={MAX_EPOCHS}"]
-        where = [f"data={folder}", f"tracking_uri={uri}", f"hydra.sweep.dir={store}"]
-        command = [*STOCK, f"hydra.sweeper.n_trials={n}", *space, *where]
-        seconds = call(*command, program=peer("stock_peer"), python=python)
-        found = OmegaConf.load(store / "optimization_results.yaml")
-        best["stock"].append(found.best_value)
-        return seconds
-
-    def ray(store: Path) -> float:
-        store.mkdir()
-        arguments = [str(folder), str(store), str(n), str(MAX_EPOCHS)]
-        seconds = call(*arguments, program=peer("ray_peer"), python=python)
-        best["ray"].append(json.loads((store / "best.json").read_text()))
-        return seconds
-
-    seconds = by_turns(sizes, folder, ours=ours, stock=stock, ray=ray)
-    reached = {name: 100 * statistics.median(values) for name, values in best.items()}
-    names = {"stock": "hydra-optuna-sweeper + joblib + autolog", "ray": "Ray Tune with ASHA"}
-    for key, bar in {"stock": 0.5, "ray": 0.6}.items():
-        what = f"search of {n} trials, 2 jobs, against {names[key]}"
-        yield Row(what, "s", seconds["ours"], seconds[key], bar)
-        yield Row(f"{what}: best on validation", "%", reached["ours"], reached[key])
-
-
-def by_turns(sizes: Sizes, folder: Path, **turns: Callable[[Path], float]) -> dict[str, float]:
-    """Medians of two turns of each, in rotation, every one in a store of its own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rounds = [
-        {name: turn(folder / f"{name}-{i}") for name, turn in turns.items()}
-        for i in range(2 if sizes is FULL else 1)
-    ]
-    return {name: statistics.median(r[name] for r in rounds) for name in turns}
-
-
-def peer(name: str) -> tuple[str, str]:
-    return "-m", f"mnist_sweep.benchmark.{name}"
+    ray_s, output = their("ray", str(folder), str(n), str(MAX_EPOCHS), str(n_images))
+    for name, seconds, best, bar in (
+        ("hydra-optuna-sweeper + joblib + autolog", stock_s, stock_best, 0.5),
+        ("Ray Tune with ASHA", ray_s, float(output.splitlines()[-1]), 0.6),
+    ):
+        what = f"search of {n} trials, 2 jobs, against {name}"
+        yield Row(what, "s", ours_s, seconds, bar)
+        yield Row(f"{what}: best on validation", "%", 100 * ours_best, 100 * best)
 
 
 def python_with(folder: Path, *packages: str) -> str:
@@ -128,6 +69,5 @@ def python_with(folder: Path, *packages: str) -> str:
     (site,) = folder.glob("lib/python*/site-packages")
     ours = [p for p in sys.path if p.endswith("site-packages")]
     (site / "ours.pth").write_text("\n".join([*ours, str(Path(mnist_sweep.__file__).parents[1])]))
-    install = [python, "-m", "pip", "install", "--quiet", *packages]
-    subprocess.run(install, check=True, stdout=subprocess.DEVNULL)
+    call("install", "--quiet", *packages, program=("-m", "pip"), python=python)
     return python

@@ -1,6 +1,5 @@
 """Images a second of our trainer, against the loop that everybody writes."""
 
-import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,14 +14,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.datasets import MNIST
 from torchvision.transforms import ToTensor
 
-from mnist_sweep.benchmark.measure import Row, Sizes, compose, medians
-from mnist_sweep.data import Dataset, to_float
+from mnist_sweep.benchmark.measure import Row, compose, medians
+from mnist_sweep.data import Dataset, Split, to_float
 from mnist_sweep.device import autocast_dtype, pick_device
-from mnist_sweep.reporting import NullReporter
+from mnist_sweep.reporting import Reporter, Tracker
 from mnist_sweep.train import build_model, build_trainer, load_data
-from mnist_sweep.trainer import NullTracker
+from mnist_sweep.trainer import Trainer
 
-BATCH_SIZE = 64
+BATCH_SIZE = 64  # conf/'s own
+IMAGES = {"simple": 6400, "deeper": 3200, "vgg": 640}  # of a turn
 PEAK_MODEL = "vgg"  # whose time is nearly all arithmetic
 BARS: dict[str, dict[str, tuple[float | None, ...]]] = {  # fp32, as it is, with CUDA graphs
     "cpu": {"simple": (1.7, 2.2, None), "deeper": (1.3, 1.3, None), "vgg": (1.05, 1.15, None)},
@@ -31,32 +31,36 @@ BARS: dict[str, dict[str, tuple[float | None, ...]]] = {  # fp32, as it is, with
 SHARE_OF_PEAK = {"cpu": 0.9, "cuda": 0.35}
 
 
-def training(sizes: Sizes, folder: Path) -> Iterator[Row]:
+def training(folder: Path, *, quick: bool) -> Iterator[Row]:
     kind = pick_device("auto").type
-    for model, n_images in sizes.images.items():
-        overrides = [f"model={model}", f"data.train_size={n_images}", "data.val_size=500"]
+    for model, bars in BARS.get(kind, BARS["cpu"]).items():
+        overrides = small(model, quick=quick)
         turns: dict[str, Callable[[], float]] = {
             "fp32": trainer([*overrides, "trainer.precision=fp32"], folder / model / "fp32"),
-            "peer": plain_loop(overrides, folder / model / "data"),
+            "peer": plain_loop(overrides),
             "auto": trainer(overrides, folder / model / "auto"),
         }
         if kind == "cuda":
-            turns["graphs"] = trainer(
-                [*overrides, "trainer.cuda_graphs=true"], folder / model / "g"
-            )
+            graphs = [*overrides, "trainer.cuda_graphs=true"]
+            turns["graphs"] = trainer(graphs, folder / model / "graphs")
         if model == PEAK_MODEL:
             turns |= {
                 "fp32 product": product(torch.float32),
                 "bf16 product": product(torch.bfloat16),
             }
-        speed = medians(turns, sizes.turns)
+        speed = medians(turns, 1 if quick else 5)
         what, unit = f"training {model}, batch {BATCH_SIZE}", "images/s"
         sides = {"fp32": ", ours in fp32", "auto": "", "graphs": ", ours with CUDA graphs"}
-        for (side, name), bar in zip(sides.items(), BARS[kind][model], strict=True):
+        for (side, name), bar in zip(sides.items(), bars, strict=True):
             if side in speed:
                 yield Row(what + name, unit, speed[side], speed["peer"], bar, "at least")
         if model == PEAK_MODEL:
             yield from share_of_peak(overrides, speed)
+
+
+def small(model: str, *, quick: bool) -> list[str]:
+    n_images = IMAGES[model] // (10 if quick else 1)
+    return [f"model={model}", f"data.train_size={n_images}", "data.val_size=500"]
 
 
 def share_of_peak(overrides: Sequence[str], speed: Mapping[str, float]) -> Iterator[Row]:
@@ -64,20 +68,14 @@ def share_of_peak(overrides: Sequence[str], speed: Mapping[str, float]) -> Itera
     cfg, data, model = build(overrides)
     device = data.train.images.device
     as_it_is = autocast_dtype(cfg.trainer.precision, device) or torch.float32
-    per_image = flop(model, data) / 1e9
+    with FlopCounterMode(display=False) as counter:  # forward and backward
+        model(to_float(data.train.images[:2])).sum().backward()
+    per_image = counter.get_total_flops() / 2 / 1e9
     for key, dtype in {"auto": as_it_is, "fp32": torch.float32}.items():
         name = "bf16" if dtype is torch.bfloat16 else "fp32"
         what = f"training {PEAK_MODEL} in {name}, against a matrix product"
-        bar, reached = SHARE_OF_PEAK[device.type], per_image * speed[key]
-        yield Row(what, "GFLOP/s", reached, speed[f"{name} product"], bar, "at least")
-
-
-def flop(model: nn.Module, data: Dataset) -> int:
-    """Of an image, forward and backward."""
-    images = to_float(data.train.images[:2])
-    with FlopCounterMode(display=False) as counter:
-        model(images).sum().backward()
-    return int(counter.get_total_flops()) // len(images)
+        reached, peer = per_image * speed[key], speed[f"{name} product"]
+        yield Row(what, "GFLOP/s", reached, peer, SHARE_OF_PEAK.get(device.type), "at least")
 
 
 def product(dtype: torch.dtype) -> Callable[[], float]:
@@ -98,24 +96,26 @@ def product(dtype: torch.dtype) -> Callable[[], float]:
 
 def trainer(overrides: Sequence[str], directory: Path) -> Callable[[], float]:
     """One more epoch of the real Trainer at every call: images/s."""
-    cfg, data, model = build(overrides)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ours = build_trainer(cfg, model, data, directory)
+    ours, _ = ready(overrides, directory)
     ours.settings.max_epochs = 0
 
     def turn() -> float:
         ours.settings.max_epochs += 1
-        return ours.fit(NullTracker(), NullReporter()).history[-1]["images_per_s"]
+        return ours.fit(Tracker(), Reporter()).history[-1]["images_per_s"]
 
     return turn
 
 
-def plain_loop(overrides: Sequence[str], folder: Path) -> Callable[[], float]:
+def ready(overrides: Sequence[str], directory: Path) -> tuple[Trainer, Dataset]:
+    cfg, data, model = build(overrides)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return build_trainer(cfg, model, data, directory), data
+
+
+def plain_loop(overrides: Sequence[str]) -> Callable[[], float]:
     """One more epoch of the same net on the same images by torchvision, DataLoader and Adam."""
     _, data, model = build(overrides)
-    write_idx(data, folder / "MNIST" / "raw")
-    images_on_disk = MNIST(str(folder), transform=ToTensor())
-    loader = DataLoader(images_on_disk, batch_size=BATCH_SIZE, shuffle=True)
+    loader = loader_of(data.train, BATCH_SIZE)
     device, optimizer = data.train.images.device, Adam(model.parameters())
 
     def turn() -> float:
@@ -132,20 +132,20 @@ def plain_loop(overrides: Sequence[str], folder: Path) -> Callable[[], float]:
 
 
 def build(overrides: Sequence[str]) -> tuple[DictConfig, Dataset, nn.Module]:
-    fixed = [f"data.batch_size={BATCH_SIZE}", "trainer.early_stopping.patience=null"]
-    cfg = compose([*fixed, *overrides])
+    cfg = compose(["trainer.early_stopping.patience=null", *overrides])
     device = pick_device(cfg.device)
-    torch.manual_seed(0)
+    torch.manual_seed(cfg.seed)
     data = load_data(cfg.data).to(device)
     return cfg, data, build_model(cfg.model, data).to(device)
 
 
-def write_idx(data: Dataset, folder: Path) -> None:
-    """Our images as the four unpacked files that torchvision reads; for its test set our validation."""
-    folder.mkdir(parents=True)
-    for part, split in {"train": data.train, "t10k": data.val}.items():
-        images, labels = split.images.cpu().numpy(), split.labels.cpu().numpy().astype("u1")
-        header = struct.pack(">4I", 0x803, len(images), 28, 28)
-        (folder / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
-        header = struct.pack(">2I", 0x801, len(labels))
-        (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
+class Images(MNIST):  # type: ignore[misc]
+    """torchvision's dataset over images that we hold, without its files."""
+
+    def __init__(self, split: Split) -> None:
+        self.data, self.targets = split.images[:, 0].cpu(), split.labels.cpu()
+        self.transform, self.target_transform = ToTensor(), None
+
+
+def loader_of(split: Split, batch_size: int, *, shuffle: bool = True) -> "DataLoader[object]":
+    return DataLoader(Images(split), batch_size, shuffle=shuffle)
