@@ -1,7 +1,7 @@
 """A training step as one launch: captured as a CUDA graph once, replayed for every batch after that.
 
 A small network on a GPU waits for the launches of its kernels, of which a step has a hundred or more
-(Ng et al. 2021, "Accelerating PyTorch with CUDA Graphs").
+(Nguyen et al. 2021, "Accelerating PyTorch with CUDA Graphs", pytorch.org).
 """
 
 import logging
