@@ -117,8 +117,9 @@ class Trainer:
             generator=self.generator,
         )
         self.update: Callable[[torch.Tensor, float], tuple[torch.Tensor, ...]] = self._update
-        # the scaler of fp16 reads on the host whether to step
-        if settings.cuda_graphs and self.device.type == "cuda" and not self.scaler.is_enabled():
+        if settings.cuda_graphs and self.scaler.is_enabled():
+            log.info("no CUDA graph: whether a step of fp16 counts is read on the host")
+        elif settings.cuda_graphs and self.device.type == "cuda":
             self.update = Graphed(self._update, optimizer, CudaGraph(self.generator))
         self.state = State()
         self._partial: PartialEpoch | None = None
@@ -196,8 +197,8 @@ class Trainer:
         if improved := score > state.best_score + self.settings.early_stopping.min_delta:
             state.best_epoch, state.best_score, state.bad_epochs = state.epoch, score, 0
             weights = {"model": self.judged.state_dict(), "epoch": state.epoch}
-            about = {"classes": list(self.data.classes), "shape": list(self.data.shape)}
-            about |= {"data": self.data.digest}
+            data = self.data
+            about = {"classes": data.classes, "shape": data.shape, "data": data.digest}
             checkpoint.save(self.directory / checkpoint.BEST, {**weights, **about})
         else:
             state.bad_epochs += 1
