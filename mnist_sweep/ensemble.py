@@ -4,7 +4,6 @@ Members are chosen on the validation images, which they must share; the test set
 """
 
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -202,7 +201,8 @@ def combine(cfg: DictConfig) -> None:
     classes = data.classes if data else tuple(map(str, range(members.test.shape[2])))
     report(members, classes)
     directory = Path(HydraConfig.get().runtime.output_dir)
-    write(directory, members=members, votes=votes, table=table, classes=classes, data=data)
+    produce = partial(write, members=members, votes=votes, table=table, classes=classes, data=data)
+    produce(directory)
     log.info("tables and pictures: %s", directory)
     if not cfg.tracking.enabled:
         return
@@ -223,7 +223,7 @@ def combine(cfg: DictConfig) -> None:
         ) as tracker,
     ):
         tracker.log_metrics(result, step=0)
-        tracker.log_artifacts(partial(shutil.copytree, directory, dirs_exist_ok=True))
+        tracker.log_artifacts(produce)
         settings = recorded.config_of(uri, members.run_ids[0])  # for the data that it is of
         tracker.log_artifacts(lambda folder: OmegaConf.save(settings, folder / "config.yaml"))
         if mixture is not None and data is not None:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 log = logging.getLogger(__name__)
 
 Results = tuple[torch.Tensor, ...]
+Step = Callable[[torch.Tensor, Any], Results]
 WARM_UP = 3  # plain steps before: the optimizer makes its state, cuDNN and cuBLAS their workspaces
 
 
@@ -31,7 +32,9 @@ class CudaGraph:
         self.generator, self.stream = generator, torch.cuda.Stream(generator.device)
 
     def warm_up(self, work: Callable[[], Results]) -> Results:
-        current = torch.cuda.current_stream()
+        current = torch.cuda.current_stream(
+            self.stream.device
+        )  # of this card, be it the first or not
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
             results = work()
@@ -41,40 +44,41 @@ class CudaGraph:
     def capture(self, work: Callable[[], Results]) -> tuple[Results, Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)  # else a replay draws the same numbers again
-        with torch.cuda.graph(graph, stream=self.stream):
-            results = work()
+        with torch.cuda.device(self.stream.device):
+            current = torch.cuda.current_stream()
+            try:
+                with torch.cuda.graph(graph, stream=self.stream):
+                    results = work()
+            finally:  # which torch leaves out where the capture failed
+                torch.cuda.set_stream(current)
         return results, graph.replay
 
 
 class Graphed:
-    """`step`, replayed once it has been captured; the results are overwritten by the next call.
+    """A step, replayed once it has been captured; the results are overwritten by the next call.
 
     Args:
-        step: (indices [B], a value) -> tensors. It has fixed shapes, waits for no device, and does the
-            same whenever the number of indices and the value are the same, whatever the learning rate.
-        optimizer: what `step` steps; fused, for other implementations read the learning rate on the host.
+        optimizer: what the step steps; fused, for others read the learning rate on the host.
     """
 
-    def __init__(
-        self, step: Callable[[torch.Tensor, Any], Results], optimizer: Optimizer, graph: Graph
-    ) -> None:
-        self.step, self.optimizer, self.graph = step, optimizer, graph
-        self.settings = self._settings()
-        self.possible = all(group.get("fused") for group in optimizer.param_groups)
-        if not self.possible:
-            log.info("no CUDA graph: this %s has no fused step", type(optimizer).__name__)
+    def __init__(self, optimizer: Optimizer, graph: Graph) -> None:
+        self.optimizer, self.graph = optimizer, graph
+        self.possible = True
+        self.settings: Any = None  # of the optimizer, but for the learning rate
         self.last: Any = None
         self.captured: Any = None
         self.n_alike = 0
 
-    def __call__(self, indices: torch.Tensor, value: Any) -> Results:
-        if self.possible and (settings := self._settings()) != self.settings:
-            if self.last is not None:  # else a schedule's or a checkpoint's, before the first step
-                self.possible = False
-                log.info("no CUDA graph: the schedule changes more than the learning rate")
-            self.settings = settings
+    def __call__(self, step: Step, indices: torch.Tensor, value: Any) -> Results:
+        """The results of step(indices [B], value).
+
+        It is always the same step, has fixed shapes, waits for no device, and does the same whenever B
+        and the value are the same, whatever the learning rate.
+        """
+        if self.possible:
+            self._look()
         if not self.possible:
-            return self.step(indices, value)
+            return step(indices, value)
         kind = len(indices), value
         if kind == self.captured:
             self.indices.copy_(indices)
@@ -84,11 +88,23 @@ class Graphed:
         self.n_alike = self.n_alike + 1 if kind == self.last else 1
         self.last = kind
         if self.n_alike <= WARM_UP:
-            return self.graph.warm_up(lambda: self.step(indices, value))
-        self._capture(indices, value)
-        return self(indices, value)
+            return self.graph.warm_up(lambda: step(indices, value))
+        self._capture(step, indices, value)
+        return self(step, indices, value)
 
-    def _capture(self, indices: torch.Tensor, value: Any) -> None:
+    def _look(self) -> None:
+        """At what a checkpoint and a schedule have made of the optimizer."""
+        groups = self.optimizer.param_groups
+        settings = [{k: v for k, v in g.items() if k not in ("params", "lr")} for g in groups]
+        if not all(group.get("fused") for group in groups):
+            self.possible = False
+            log.info("no CUDA graph: this %s has no fused step", type(self.optimizer).__name__)
+        elif self.settings not in (None, settings):
+            self.possible = False
+            log.info("no CUDA graph: the schedule changes more than the learning rate")
+        self.settings = settings
+
+    def _capture(self, step: Step, indices: torch.Tensor, value: Any) -> None:
         """No step: a capture computes nothing."""
         groups = self.optimizer.param_groups
         self.indices = indices.clone()
@@ -98,11 +114,14 @@ class Graphed:
             for group, lr in zip(groups, self.lr, strict=True):
                 group["lr"] = lr
                 group["capturable"] = True
-            self.results, self.replay = self.graph.capture(lambda: self.step(self.indices, value))
+            self.results, self.replay = self.graph.capture(lambda: step(self.indices, value))
             self.captured = len(indices), value
         except RuntimeError as error:
             self.possible = False
-            log.warning("no CUDA graph: %s", str(error).splitlines()[0])
+            why = (
+                error.__context__ or error
+            )  # torch's own, from the end of the capture, says little
+            log.warning("no CUDA graph: %s", str(why).splitlines()[0])
         finally:
             for group, before in zip(groups, plain, strict=True):
                 group.clear()
@@ -111,7 +130,3 @@ class Graphed:
     def _fill_lr(self) -> None:
         for lr, group in zip(self.lr, self.optimizer.param_groups, strict=True):
             lr.fill_(group["lr"])
-
-    def _settings(self) -> list[dict[str, Any]]:
-        groups = self.optimizer.param_groups
-        return [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in groups]

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -134,12 +133,13 @@ def look(cfg: DictConfig) -> None:
     table = console.table(("check", "", "found"), rows, title)
     log.info(table)
     directory = Path(HydraConfig.get().runtime.output_dir)
-    write(directory, data=data, cfg=cfg, table=table)
+    produce = partial(write, data=data, cfg=cfg, table=table)
+    produce(directory)
     log.info("pictures: %s", directory)
     cfg.tracking.run_name = cfg.tracking.run_name or f"data {data.name}"
     TAGS.set({**TAGS.get(), "kind": "data"})
     with interrupt.obeyed(), open_tracker(cfg, data, torch.device("cpu")) as tracker:
-        tracker.log_artifacts(partial(shutil.copytree, directory, dirs_exist_ok=True))
+        tracker.log_artifacts(produce)
     if failed := [check.name for check in checks if not check.passed]:
         log.error("failed: %s", ", ".join(failed))
         sys.exit(1)

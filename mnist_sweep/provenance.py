@@ -69,7 +69,7 @@ def process_identity() -> dict[str, str]:
 
 def _started(process: psutil.Process) -> str:
     """As psutil tells processes apart: create_time() would move when the clock is set."""
-    return f"{process._ident[1]:.2f}"  # type: ignore[attr-defined]
+    return str(process._ident[1])  # type: ignore[attr-defined]
 
 
 def is_here(identity: dict[str, str]) -> bool:
@@ -84,7 +84,9 @@ def is_dead(identity: dict[str, str]) -> bool:
         return True
     try:
         process = psutil.Process(int(identity["pid"]))
-        other = _started(process) != identity["process_started"]
+        # the second as earlier versions wrote it, whose processes may still run
+        started = _started(process), f"{process.create_time():.2f}"
+        other = identity["process_started"] not in started
         return other or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,11 +116,11 @@ class Trainer:
             scaler=self.scaler,
             generator=self.generator,
         )
-        self.update: Callable[[torch.Tensor, float], tuple[torch.Tensor, ...]] = self._update
+        self.graphed: Graphed | None = None
         if settings.cuda_graphs and self.scaler.is_enabled():
             log.info("no CUDA graph: whether a step of fp16 counts is read on the host")
         elif settings.cuda_graphs and self.device.type == "cuda":
-            self.update = Graphed(self._update, optimizer, CudaGraph(self.generator))
+            self.graphed = Graphed(optimizer, CudaGraph(self.generator))
         self.state = State()
         self._partial: PartialEpoch | None = None
         self._signals = Deferred()
@@ -161,7 +161,9 @@ class Trainer:
         """
         self.judged.eval()
         logits = []
-        size = EVAL_BATCH_SIZE * (1 if self.device.type == "cpu" else 16)  # a GPU wants more to do
+        size = EVAL_BATCH_SIZE
+        if self.device.type != "cpu":  # as much as 2,000 images of MNIST
+            size = max(size, 2000 * 28 * 28 // math.prod(self.data.shape))
         with torch.inference_mode():
             for images, _ in batches(split, size):
                 logits.append(self.judged(images))
@@ -259,7 +261,10 @@ class Trainer:
 
     def _step(self, indices: torch.Tensor, scale: float, correct: torch.Tensor) -> torch.Tensor:
         """One step on the images at `indices` [B]: the loss, and `correct` counted up, both unread."""
-        loss, n_right = self.update(indices, scale)
+        if self.graphed is None:
+            loss, n_right = self._update(indices, scale)
+        else:
+            loss, n_right = self.graphed(self._update, indices, scale)
         if self.average is not None:
             self.average.update(self.model)
         if self.schedule is not None and self.interval == "step":

@@ -1,6 +1,7 @@
 """MLflow's UI over the store: `python -m mnist_sweep.ui [--store mlruns] [--port 5000] [--dashboard]`."""
 
 import argparse
+import errno
 import os
 import signal
 import socket
@@ -9,6 +10,8 @@ import sys
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+
+from mnist_sweep.errors import UserError
 
 HOST = "127.0.0.1"
 END_S = 10
@@ -83,7 +86,9 @@ def free_port(wanted: int, host: str = HOST) -> int:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, port))
-            except OSError:
+            except OSError as error:
+                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                    raise UserError(f"host={host}: {error.strerror}") from error
                 print(f"port {wanted} is taken, using another", flush=True)
                 continue
             return int(probe.getsockname()[1])

@@ -85,7 +85,7 @@ def trainer(folder: Path, *overrides: str) -> Trainer:
 def graphed(folder: Path, *overrides: str) -> tuple[Trainer, Recording]:
     ours = trainer(folder, *overrides)
     recording = Recording(ours)
-    ours.update = Graphed(ours._update, ours.optimizer, recording)
+    ours.graphed = Graphed(ours.optimizer, recording)
     return ours, recording
 
 
@@ -132,6 +132,7 @@ def test_what_changes_from_step_to_step_changes_in_replays(
     replayed, plain = fit(ours, trainer(tmp_path / "plain", *overrides))
     epochs = ours.settings.max_epochs
     assert recording.n_captures == (4 if "trainer.resize_from=0.5" in overrides else 1)
+    assert recording.n_replays == 20 * ours.settings.max_epochs - WARM_UP * recording.n_captures
     for name, value in plain.items():
         torch.testing.assert_close(replayed[name], value, rtol=1e-4, atol=1e-4, msg=name)
     assert epochs == len(ours.state.history)
@@ -173,9 +174,11 @@ def test_graph_is_of_the_optimizer_that_a_checkpoint_leaves(tmp_path: Path) -> N
     first = trainer(tmp_path / "first")
     fit(first)
     resumed = []
-    for ours, _ in (graphed(tmp_path / "graphed"), (trainer(tmp_path / "plain"), None)):
+    captured, recording = graphed(tmp_path / "graphed")
+    for ours in (captured, trainer(tmp_path / "plain")):
         ours.restore(tmp_path / "first")
         ours.settings.max_epochs = 2
         resumed += fit(ours)
     for name, value in resumed[1].items():
         torch.testing.assert_close(resumed[0][name], value, rtol=1e-4, atol=1e-4, msg=name)
+    assert recording.n_replays == 20 - WARM_UP

@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from mnist_sweep.errors import UserError
-from mnist_sweep.sweep import search
+from mnist_sweep.sweep import search, storage
 from mnist_sweep.sweep.space import Space, parse
 
 
@@ -57,3 +57,14 @@ def test_no_point_is_drawn_twice_in_the_brackets_of_hyperband(sampler: str) -> N
         trial.should_prune()
         study.tell(trial, x + y)
     assert len({tuple(t.params.values()) for t in study.trials}) == 14
+
+
+def test_study_of_an_earlier_version_goes_on() -> None:
+    study = optuna.create_study()
+    here = space("x=1,2", "tracking=none", "data.root=/a")
+    stored = {**here.fingerprint(), "tracking": "none", "data.root": "/a"}
+    study.set_user_attr("fingerprint", stored)
+    storage.check_fingerprint(study, here.fingerprint(), extend=False)
+    other = space("x=1,2", "data.val_size=9")
+    with pytest.raises(UserError, match=r"data.val_size: not there -> 9"):
+        storage.check_fingerprint(study, other.fingerprint(), extend=False)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 import pytest
 from conftest import (
     HAS_MNIST,
@@ -294,6 +295,8 @@ def begun(store: Path, tags: Mapping[str, str]) -> MlflowClient:
         ({}, "RUNNING"),  # this very process
         ({"pid": "999999999"}, "KILLED"),
         ({"process_started": "1.00"}, "KILLED"),  # the pid was given out again
+        # as earlier versions wrote it
+        ({"process_started": f"{psutil.Process().create_time():.2f}"}, "RUNNING"),
         ({"boot_id": "an earlier one"}, "KILLED"),
         ({"host": "another machine"}, "RUNNING"),  # nothing is known of it
     ],

@@ -15,6 +15,7 @@ import engine
 import pytest
 from conftest import ROOT, SMALL, environment, succeed
 
+from mnist_sweep.errors import UserError
 from mnist_sweep.ui import free_port
 
 UI = [sys.executable, "-m", "mnist_sweep.ui", "--store"]
@@ -79,4 +80,6 @@ def test_port_that_is_taken_on_its_host_is_given_up(capfd: pytest.CaptureFixture
     with socket.create_server(("127.0.0.2", 0)) as taken:
         port = taken.getsockname()[1]
         assert free_port(port, "127.0.0.2") != port
+        with pytest.raises(UserError, match=r"host=192.0.2.1: "):
+            free_port(port, "192.0.2.1")
     assert f"port {port} is taken" in capfd.readouterr().out

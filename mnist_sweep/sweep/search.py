@@ -37,6 +37,8 @@ class SeededSampler:
         self._sampler.before_trial(study, trial)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_sampler":  # of a copy that is not made yet
+            raise AttributeError(name)
         return getattr(self._sampler, name)
 
 

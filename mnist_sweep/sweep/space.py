@@ -23,7 +23,7 @@ from optuna.distributions import (
 from mnist_sweep.errors import UserError, did_you_mean
 
 # Overrides that may change between two calls of one sweep.
-_FREE = (
+FREE = (
     *("sweep.", "search=", "pruner=", "tracking=", "tracking."),
     *("device=", "store=", "data.root="),
 )
@@ -88,7 +88,7 @@ class Space:
         return {
             **{name: distribution_to_json(d) for name, d in self.distributions.items()},
             **{f"when {name}": dict(condition) for name, condition in self.when.items()},
-            **dict(o.partition("=")[::2] for o in self.fixed if not o.startswith(_FREE)),
+            **dict(o.partition("=")[::2] for o in self.fixed if not o.startswith(FREE)),
         }
 
 

@@ -24,6 +24,7 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from mnist_sweep import provenance
 from mnist_sweep.errors import UserError, without_password
+from mnist_sweep.sweep.space import FREE
 
 log = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -252,7 +253,9 @@ def count(found: Iterable[FrozenTrial], *states: TrialState) -> int:
 def check_fingerprint(study: optuna.Study, fingerprint: dict[str, Any], *, extend: bool) -> None:
     """Remember what the study is of. Raises UserError where it was something else before."""
     now = json.loads(json.dumps(fingerprint))
-    before = study.user_attrs.get("fingerprint", now)
+    stored = study.user_attrs.get("fingerprint", now)
+    # earlier versions kept some of what is free now
+    before = {k: v for k, v in stored.items() if k in now or not f"{k}=".startswith(FREE)}
     changed = {k for k in before.keys() | now.keys() if before.get(k) != now.get(k)}
     # Optuna allows another interval of a parameter, but no other choices.
     choices = {k for k in changed if "Categorical" in f"{before.get(k)}{now.get(k)}"}
