@@ -28,7 +28,8 @@ def main() -> None:
     store = Path(arguments.store).resolve()
     if not (store / "mlflow.db").exists():
         sys.exit(f"error: {store} holds no runs yet; python -m mnist_sweep makes one")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for end_of_it in (signal.SIGTERM, signal.SIGINT):  # a shell's & leaves the second ignored
+        signal.signal(end_of_it, signal.default_int_handler)
     from mnist_sweep import recorded, tracking  # imports mlflow
 
     pages = recorded.first_pages(tracking.store_uri(None, str(store)), BEST)
