@@ -238,7 +238,7 @@ class EvaluateConfig(UseConfig):
 class ExportConfig(UseConfig):
     format: Literal["onnx", "pt2", "torchscript"] = "onnx"
     output: str | None = None  # file; null: model.<format> where the command runs
-    data: DataConfig = field(default_factory=DataConfig)  # whose test images both are asked
+    data: DataConfig = field(default_factory=DataConfig)  # whose training images both are asked
 
 
 @schema

@@ -42,6 +42,7 @@ CHANGES: Mapping[str, tuple[str, Change, tuple[float, ...]]] = {
     ),
     "inverted": ("", lambda x, _: 1 - x, (1,)),
 }
+UNITS = {name: unit for name, (unit, _, _) in CHANGES.items()}
 Robustness = list[tuple[str, float, float]]  # change, strength, accuracy
 
 
@@ -71,7 +72,10 @@ def evaluate(cfg: DictConfig) -> None:
             for name, (_, change, strengths) in CHANGES.items()
             for strength in strengths
         ]
-        rows = [(n, f"{s:g} {CHANGES[n][0]}", f"{100 * a:.2f}") for n, s, a in robustness]
+        rows = [
+            (name, f"{strength:g} {UNITS[name]}" if UNITS[name] else "", f"{100 * share:.2f}")
+            for name, strength, share in robustness
+        ]
         log.info(console.table(("test images", "", "accuracy %"), rows))
     uri = tracking.store_uri(cfg.tracking.uri, cfg.store)
     if not cfg.tracking.enabled:
@@ -130,9 +134,8 @@ def _write(
     metrics.confusion_table(matrix, data.classes).to_csv(folder / "confusion_matrix.csv")
     if not robustness:
         return
-    units = {name: unit for name, (unit, _, _) in CHANGES.items()}
     plain = metrics.accuracy(probabilities, labels)
-    figures.robustness(robustness, units, plain).savefig(folder / "robustness.png")
+    figures.robustness(robustness, UNITS, plain).savefig(folder / "robustness.png")
     table = pd.DataFrame(robustness, columns=["change", "strength", "accuracy"])
     table.to_csv(folder / "robustness.csv", index=False)
 

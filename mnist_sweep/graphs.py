@@ -32,9 +32,7 @@ class CudaGraph:
         self.generator, self.stream = generator, torch.cuda.Stream(generator.device)
 
     def warm_up(self, work: Callable[[], Results]) -> Results:
-        current = torch.cuda.current_stream(
-            self.stream.device
-        )  # of this card, be it the first or not
+        current = torch.cuda.current_stream(self.stream.device)  # without it, of the first card
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
             results = work()
@@ -118,9 +116,8 @@ class Graphed:
             self.captured = len(indices), value
         except RuntimeError as error:
             self.possible = False
-            why = (
-                error.__context__ or error
-            )  # torch's own, from the end of the capture, says little
+            # the error that torch raises at the end of a failed capture says little
+            why = error.__context__ or error
             log.warning("no CUDA graph: %s", str(why).splitlines()[0])
         finally:
             for group, before in zip(groups, plain, strict=True):

@@ -24,6 +24,7 @@ def confusion_matrix(
 
 
 def confusion_table(matrix: NDArray[np.int64], classes: Sequence[str]) -> "DataFrame":
+    """A `confusion_matrix` with the names of its rows and columns."""
     import pandas as pd
 
     return pd.DataFrame(matrix, pd.Index(classes, name="true \\ predicted"), classes)

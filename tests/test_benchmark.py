@@ -20,8 +20,7 @@ TRAINED = ("simple", "deeper", "vgg")
         ("memory", ["memory"]),
         (
             "training",
-            [f"training {m}" for m in ("simple", "deeper", "vgg") for _ in range(2)]
-            + ["training vgg in"] * 2,
+            [f"training {m}" for m in TRAINED for _ in range(2)] + ["training vgg in"] * 2,
         ),
         ("fast99", ["fast99"] * 3),
         ("tracking", ["tracking"]),

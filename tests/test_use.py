@@ -229,7 +229,7 @@ def test_evaluate_measures_and_records() -> None:
     done = tool("evaluate", f"model={run_id()}", "data.batch_size=50")
     assert done.returncode == 0, done.stderr
     assert "on 500 test images of mnist5k" in done.stdout
-    assert "inverted" in done.stdout
+    assert re.search(r"^inverted +\d+\.\d\d$", done.stdout, re.MULTILINE), "it has no strength"
     run = recorded(store())[0]
     trained = next(r for r in recorded(store()) if r.info.run_id == run_id())
     assert run.data.tags["kind"] == "evaluation"

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mnist_sweep.console import as_text, console
+from mnist_sweep.console import table as as_table
 from mnist_sweep.sweep import results, storage
 from mnist_sweep.sweep.results import assignments
 from mnist_sweep.sweep.space import Space
@@ -99,8 +100,8 @@ def conclusion(
     found = [t for t in trials(study) if storage.REPLACED not in t.user_attrs]
     log.info("\nsweep %s: %s", plan.study_name, _counts(trials(study)))
     log.info(as_text(_leaderboard(study, found, plan, config)))
-    if (seeds := _over_seeds(study)) is not None:
-        log.info("\n%s", as_text(seeds))
+    if seeds := _over_seeds(study):
+        log.info("\n%s", seeds)
     failed = Counter(t.user_attrs.get(storage.ERROR, "unknown") for t in plan.failed(found))
     for why, times in failed.most_common():
         log.info("failed %dx: %s", times, why.splitlines()[0])
@@ -153,19 +154,17 @@ def _leaderboard(
     return table
 
 
-def _over_seeds(study: optuna.Study) -> Table | None:
+def _over_seeds(study: optuna.Study) -> str | None:
     """Mean and standard deviation of the configurations that ran with several seeds."""
     found = results.ranked(study)
     if not any(len(configuration.trials) > 1 for configuration in found):
         return None
-    table = Table(box=None, pad_edge=False)
-    for column in ("over seeds", "n", "val acc %", "test acc %"):
-        table.add_column(column)
+    rows = []
     for each in found[:MAX_ROWS]:
         keys = ("best/val/accuracy", "test/accuracy")
         cells = [results.told("accuracy", each.summaries(key)) for key in keys]
-        table.add_row(each.name, str(len(each.trials)), *cells)
-    return table
+        rows.append((each.name, str(len(each.trials)), *cells))
+    return as_table(("over seeds", "n", "val acc %", "test acc %"), rows)
 
 
 def _save_results(study: optuna.Study, plan: Plan) -> None:

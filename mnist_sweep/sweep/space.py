@@ -37,9 +37,8 @@ class Space:
     fixed: list[str]  # overrides that hold for every trial
     # parameter -> {other parameter or config group: the values with which it exists}
     when: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
-    intervals: frozenset[str] = (
-        frozenset()
-    )  # parameters that are drawn, be they whole numbers or not
+    # parameters that are drawn, be they whole numbers or not
+    intervals: frozenset[str] = frozenset()
 
     def suggest(self, trial: Trial, config: DictConfig) -> dict[str, Any]:
         """Draw the parameters of `trial`, the conditional ones after those they hang on."""
