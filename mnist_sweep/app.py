@@ -16,7 +16,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from mnist_sweep import config
-from mnist_sweep.errors import UserError, did_you_mean
+from mnist_sweep.common.errors import UserError, did_you_mean
+from mnist_sweep.tools import config as _tools_config  # noqa: F401  registers the schemas
 
 # Python looks for cyclic garbage at every 700 objects: a fifth of the time of the imports to come.
 gc.set_threshold(10_000)
@@ -31,7 +32,9 @@ def task(cfg: DictConfig) -> float | None:
     """One run: what Hydra calls for `python -m mnist_sweep`, and a worker for every trial."""
     with mistakes_told():
         config.check(cfg)
-        from mnist_sweep.train import train  # imports torch: not for --help or a config error
+        from mnist_sweep.training.run import (
+            train,  # imports torch: not for --help or a config error
+        )
 
         return train(cfg)
 

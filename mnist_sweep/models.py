@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mnist_sweep.errors import UserError, did_you_mean
+from mnist_sweep.common.errors import UserError, did_you_mean
 
 
 class CNN(nn.Sequential):

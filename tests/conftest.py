@@ -1,26 +1,14 @@
-"""Real processes through the real command line, each with a store of its own."""
+"""Fixtures and the order of the tests."""
 
-import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from mlflow import MlflowClient
-from mlflow.entities import Run
 
-ROOT = Path(__file__).parent.parent
-HAS_MNIST = "MNIST_SWEEP_DATA" in os.environ
-# The smallest run that learns: real MNIST where it is at hand, the embedded sample otherwise.
-SMALL = [
-    f"data={'mnist' if HAS_MNIST else 'mnist5k'}",
-    "data.train_size=600",
-    "data.val_size=400",
-    "trainer.max_epochs=1",
-]
+from tests.helpers.cli import HAS_MNIST
 
 torch.set_num_threads(1)  # the tests run side by side
 
@@ -32,47 +20,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("mnist") and not HAS_MNIST:
             item.add_marker(pytest.mark.skip(reason="needs MNIST_SWEEP_DATA"))
-
-
-def environment(**changes: str) -> dict[str, str]:
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "HYDRA_"))}
-    return {**env, "OMP_NUM_THREADS": "1", **changes}
-
-
-def command(*arguments: str, store: Path) -> list[str]:
-    return [sys.executable, "-m", "mnist_sweep", f"store={store}", *arguments]
-
-
-def cli(*arguments: str, store: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """`python -m mnist_sweep` to its end."""
-    return subprocess.run(
-        command(*arguments, store=store),
-        cwd=ROOT,
-        env=environment(**env),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
-def succeed(*arguments: str, store: Path, **env: str) -> Path:
-    """A run that ends well; its directory."""
-    done = cli(*arguments, store=store, **env)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return run_directory(done.stdout)
-
-
-def run_directory(output: str) -> Path:
-    prefix = "run directory: "
-    return Path(next(ln.removeprefix(prefix) for ln in output.splitlines() if prefix in ln))
-
-
-def recorded(store: Path) -> list[Run]:
-    """The runs of a store as another process sees them, the newest first."""
-    client = MlflowClient(f"sqlite:///{store}/mlflow.db")
-    experiment = client.get_experiment_by_name("mnist_sweep")
-    return list(client.search_runs([experiment.experiment_id])) if experiment else []
 
 
 @pytest.fixture(scope="session")

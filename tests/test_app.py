@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import HAS_MNIST, ROOT, SMALL, cli, recorded
+
+from tests.helpers.cli import HAS_MNIST, ROOT, SMALL, cli, recorded
 
 FEW = ["data=mnist5k", "data.train_size=100", "trainer.max_epochs=1", "device=cpu"]
 

@@ -6,7 +6,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_sweep import config
-from mnist_sweep.errors import UserError
+from mnist_sweep.common.build import bind, build
+from mnist_sweep.common.configs import differences, flatten
+from mnist_sweep.common.errors import UserError
 
 CHOICES = sorted(
     path.relative_to(config.CONF_DIR)
@@ -55,29 +57,29 @@ def test_seed_zero_is_a_seed() -> None:
 def test_differences_name_what_a_resumed_run_changed() -> None:
     old = composed("seed=1", "store=a", "tracking=none")
     new = composed("seed=1", "optimizer.lr=0.5", "store=b", "trainer.resume=c")
-    assert config.differences(old, new) == ["optimizer.lr: 0.001 -> 0.5"]
+    assert differences(old, new) == ["optimizer.lr: 0.001 -> 0.5"]
 
 
 def test_flatten_resolves_and_keeps_empty_values() -> None:
-    flat = config.flatten(OmegaConf.create({"a": {"b": 1, "c": "${a.b}", "d": {}, "e": None}}))
+    flat = flatten(OmegaConf.create({"a": {"b": 1, "c": "${a.b}", "d": {}, "e": None}}))
     assert flat == {"a.b": "1", "a.c": "1", "a.d": "{}", "a.e": "None"}
 
 
 def test_build_passes_only_what_the_target_names() -> None:
     node = OmegaConf.create({"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3})
-    assert config.build(node, bias=False, no_such_argument=1).bias is None
+    assert build(node, bias=False, no_such_argument=1).bias is None
 
 
 @pytest.mark.parametrize("extra", [{"no_such": 1}, {"in_features": "many"}])
 def test_build_says_which_target_does_not_take_its_arguments(extra: dict[str, object]) -> None:
     node = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3, **extra}
     with pytest.raises(UserError, match=r"cannot build torch\.nn\.Linear"):
-        config.build(OmegaConf.create(node))
+        build(OmegaConf.create(node))
 
 
 def test_bind_runs_only_trusted_code(monkeypatch: pytest.MonkeyPatch) -> None:
     node = OmegaConf.create({"_target_": "textwrap.dedent", "text": " a"})
     with pytest.raises(UserError, match=r"MNIST_SWEEP_TRUST=textwrap\.\*"):
-        config.bind(node)
+        bind(node)
     monkeypatch.setenv("MNIST_SWEEP_TRUST", "textwrap.*")
-    assert config.bind(node)() == "a"
+    assert bind(node)() == "a"

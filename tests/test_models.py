@@ -4,13 +4,14 @@ import torchvision
 from test_config import composed
 from torch import nn
 
-from mnist_sweep import config, models
-from mnist_sweep.errors import UserError
+from mnist_sweep import models
+from mnist_sweep.common.build import build
+from mnist_sweep.common.errors import UserError
 
 
 def built(name: str, *overrides: str) -> nn.Module:
     cfg = composed(f"model={name}", *overrides).model
-    net: nn.Module = config.build(cfg, in_shape=(1, 28, 28), n_classes=10)
+    net: nn.Module = build(cfg, in_shape=(1, 28, 28), n_classes=10)
     return net
 
 

@@ -11,11 +11,11 @@ import optuna
 import plotly.graph_objects as go
 from optuna.trial import TrialState
 
-from mnist_sweep import figures
-from mnist_sweep.recorded import History
+from mnist_sweep.analysis import figures
 from mnist_sweep.sweep import results
 from mnist_sweep.sweep.results import About, Configuration
-from mnist_sweep.sweep.storage import trials
+from mnist_sweep.sweep.study import trials
+from mnist_sweep.tracking.queries import History
 
 log = logging.getLogger(__name__)
 

@@ -20,16 +20,19 @@ from optuna import visualization
 from optuna.trial import TrialState
 from plotly.offline import get_plotlyjs
 
-from mnist_sweep import figures, metrics, recorded
-from mnist_sweep.data import Dataset
-from mnist_sweep.errors import UserError
-from mnist_sweep.figures import Figure
-from mnist_sweep.members import Members, of_runs, picture_of_hardest, test_data
-from mnist_sweep.recorded import History, Run
+from mnist_sweep.analysis import figures, metrics
+from mnist_sweep.analysis.figures import Figure
+from mnist_sweep.analysis.predictions import Members, of_runs, picture_of_hardest, test_data
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.data.dataset import Dataset
 from mnist_sweep.report import charts
-from mnist_sweep.sweep import results, storage
+from mnist_sweep.report.verdict import next_steps, verdict
+from mnist_sweep.sweep import results
+from mnist_sweep.sweep import study as storage
 from mnist_sweep.sweep.results import About, Configuration
-from mnist_sweep.sweep.storage import trials
+from mnist_sweep.sweep.study import trials
+from mnist_sweep.tracking import queries as recorded
+from mnist_sweep.tracking.queries import History, Run
 
 log = logging.getLogger(__name__)
 
@@ -101,8 +104,8 @@ def write(
         name=study.study_name,
         made=time.strftime("%Y-%m-%d %H:%M"),
         about=about,
-        verdict=results.verdict(found, about, looked.right),
-        steps=results.next_steps(study, found, about),
+        verdict=verdict(found, about, looked.right),
+        steps=next_steps(study, found, about),
         best_command=about.command(found[0].trials[0].params) if found else None,
         facts=_facts(study, looked),
         rows=rows,
@@ -134,9 +137,9 @@ def leaderboard(found: Sequence[Configuration], about: About) -> list[dict[str, 
             "rank": rank,
             "trial": each.trials[0].number,
             "configuration": each.name,
-            about.metrics[0]: results.told(about.metrics[0], each.scores),
+            about.metrics[0]: results.format_metric(about.metrics[0], each.scores),
             "seeds": len(each.trials),
-            "test accuracy %": results.told("accuracy", each.summaries("test/accuracy")),
+            "test accuracy %": results.format_metric("accuracy", each.summaries("test/accuracy")),
             "weights": mean(each.summaries("n_parameters"), 0),
             "seconds": mean(each.summaries("fit_s"), 2),
             "best epoch": mean(each.summaries("best_epoch"), 1),

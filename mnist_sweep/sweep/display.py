@@ -18,12 +18,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from mnist_sweep.console import as_text, console
-from mnist_sweep.console import table as as_table
-from mnist_sweep.sweep import results, storage
+from mnist_sweep.common.console import as_text, console
+from mnist_sweep.common.console import table as as_table
+from mnist_sweep.sweep import results
+from mnist_sweep.sweep import study as storage
 from mnist_sweep.sweep.results import assignments
 from mnist_sweep.sweep.space import Space
-from mnist_sweep.sweep.storage import DONE, own_failure, trials
+from mnist_sweep.sweep.study import DONE, own_failure, trials
 from mnist_sweep.sweep.worker import Plan
 
 log = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ def _over_seeds(study: optuna.Study) -> str | None:
     rows = []
     for each in found[:MAX_ROWS]:
         keys = ("best/val/accuracy", "test/accuracy")
-        cells = [results.told("accuracy", each.summaries(key)) for key in keys]
+        cells = [results.format_metric("accuracy", each.summaries(key)) for key in keys]
         rows.append((each.name, str(len(each.trials)), *cells))
     return as_table(("over seeds", "n", "val acc %", "test acc %"), rows)
 

@@ -25,14 +25,18 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from optuna.trial import TrialState
 
 from mnist_sweep import config as configuration
-from mnist_sweep import interrupt, provenance
-from mnist_sweep.errors import UserError, did_you_mean
-from mnist_sweep.sweep import display, record, results, search, storage
-from mnist_sweep.sweep.record import SweepRecord
+from mnist_sweep.common import processes
+from mnist_sweep.common import signals as interrupt
+from mnist_sweep.common.errors import UserError, did_you_mean
+from mnist_sweep.sweep import display, results
+from mnist_sweep.sweep import samplers as search
+from mnist_sweep.sweep import study as storage
 from mnist_sweep.sweep.results import About
 from mnist_sweep.sweep.space import Space, parse
-from mnist_sweep.sweep.storage import trials
+from mnist_sweep.sweep.study import trials
 from mnist_sweep.sweep.worker import Plan, Worker, stop, stop_reason
+from mnist_sweep.tracking import sweep_run as record
+from mnist_sweep.tracking.sweep_run import SweepRecord
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +85,7 @@ def sweep(
         settings=DictConfig(OmegaConf.to_container(settings, resolve=True)),
         directory=Path(config.hydra.sweep.dir).resolve(),
         cwd=os.getcwd(),
-        driver=provenance.process_identity(),
+        driver=processes.process_identity(),
     )
     loader = _snapshot(plan, hydra_context)
     with interrupt.obeyed(), record.of_sweep(config, plan, study) as sweep_record:
@@ -195,9 +199,9 @@ def _settle_data(space: Space, config: DictConfig) -> Space:
     chosen = [o for o in space.fixed if o.startswith("data=")]
     if chosen == ["data=mnist5k"]:
         return space
-    from mnist_sweep.train import load_data
+    from mnist_sweep.data.dataset import load_dataset
 
-    name = load_data(config.data).name
+    name = load_dataset(config.data).name
     if name == config.data.name:
         return space
     kept = [o for o in space.fixed if o not in chosen and not o.startswith("data.val_size=")]
@@ -249,7 +253,7 @@ def _settled(study: optuna.Study, plan: Plan) -> bool:
     ]
     for trial in mine:
         worker = trial.user_attrs.get(storage.WORKER)
-        if worker is None or provenance.is_dead(worker):
+        if worker is None or processes.is_dead(worker):
             storage.give_back(study, trial, storage.INTERRUPTED)
     return not mine
 

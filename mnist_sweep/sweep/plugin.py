@@ -45,7 +45,7 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
     ) -> Sequence[JobReturn]:
         if not hasattr(self.task_function, "mark_interrupted"):
             return super().launch(job_overrides, initial_job_idx)  # type: ignore[no-any-return]
-        from mnist_sweep.sweep.processes import run_all
+        from mnist_sweep.sweep.worker_pool import run_all
 
         job: Any = (self.hydra_context, self.task_function, self.config)
         run_all(job, job_overrides, initial_job_idx, self.restarts)

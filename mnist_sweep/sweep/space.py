@@ -20,7 +20,7 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
-from mnist_sweep.errors import UserError, did_you_mean
+from mnist_sweep.common.errors import UserError, did_you_mean
 
 # Overrides that may change between two calls of one sweep.
 FREE = (

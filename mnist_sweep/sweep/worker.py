@@ -22,11 +22,13 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from mnist_sweep import interrupt, provenance
-from mnist_sweep.reporting import REPORTER, TAGS, Reporter
-from mnist_sweep.sweep import search, storage
+from mnist_sweep.common import processes
+from mnist_sweep.common import signals as interrupt
+from mnist_sweep.sweep import samplers as search
+from mnist_sweep.sweep import study as storage
 from mnist_sweep.sweep.space import Space
-from mnist_sweep.sweep.storage import DONE, count, trials
+from mnist_sweep.sweep.study import DONE, count, trials
+from mnist_sweep.training.reporting import REPORTER, TAGS, Reporter
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ class Plan:
     settings: DictConfig  # the node `sweep`
     directory: Path  # of the sweep, absolute
     cwd: str
-    driver: dict[str, str]  # provenance.process_identity
+    driver: dict[str, str]  # processes.process_identity
     tags: dict[str, str] = field(default_factory=dict)  # of every trial's run
 
     def finished(self, found: list[FrozenTrial]) -> int:
@@ -145,7 +147,7 @@ class Pulse(threading.Thread):
             if age > limit + HANG_S:  # it hangs where no signal is heard
                 storage.fail(self.study, _frozen(self.study, self.trial), _timeout_text(limit))
                 os._exit(1)
-        elif stop_reason(self.study, self.plan) == storage.INTERRUPTED or provenance.is_dead(
+        elif stop_reason(self.study, self.plan) == storage.INTERRUPTED or processes.is_dead(
             self.plan.driver
         ):
             self._interrupt()
@@ -212,7 +214,7 @@ class Worker:
     def _next_trial(self, study: optuna.Study) -> Trial | None:
         """A trial within the budget, or None when it is filled or the sweep was stopped."""
         plan, settings = self.plan, self.plan.settings
-        while not provenance.is_dead(plan.driver):
+        while not processes.is_dead(plan.driver):
             storage.reap(study, settings.grace_s, settings.retries)
             found = trials(study)
             failed, finished = len(plan.failed(found)), plan.finished(found)
@@ -250,7 +252,7 @@ class Worker:
         plan, ret = self.plan, None
         with Pulse(study, trial, plan) as pulse:
             try:
-                trial.set_user_attr(storage.WORKER, provenance.process_identity())
+                trial.set_user_attr(storage.WORKER, processes.process_identity())
                 trial.set_user_attr(storage.INVOCATION, plan.invocation)
                 config = self._compose(trial)
                 if config is None:
@@ -279,7 +281,7 @@ class Worker:
         """Give back a trial that was interrupted; where nobody stops the sweep that is a death."""
 
         def is_stopping() -> bool:
-            return bool(stop_reason(study, self.plan)) or provenance.is_dead(self.plan.driver)
+            return bool(stop_reason(study, self.plan)) or processes.is_dead(self.plan.driver)
 
         # Ctrl-C reaches the workers before the driver says so
         if storage.wait_until(is_stopping, MARK_S):

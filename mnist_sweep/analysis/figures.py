@@ -1,0 +1,357 @@
+"""Arrays in, matplotlib Figures out. Fonts, sizes and colours are set here."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure as Figure
+from numpy.typing import NDArray
+
+from mnist_sweep.analysis import metrics
+
+# Okabe & Ito (2008), told apart under every common form of colour blindness.
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+COLOURS = [BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9"]
+STYLE: Any = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.facecolor": "white",
+    "figure.dpi": 110,
+}
+
+
+def learning_curves(history: Sequence[Mapping[str, float]], best_epoch: int) -> Figure:
+    """Loss and accuracy of training and validation by epoch; `history` has one mapping an epoch."""
+    epochs = range(1, len(history) + 1)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        for axes, name, unit in zip(
+            figure.subplots(1, 2), ("loss", "accuracy"), ("cross-entropy", "%"), strict=True
+        ):
+            factor = 100 if name == "accuracy" else 1
+            for split, colour in (("train", BLUE), ("val", ORANGE)):
+                values = [factor * epoch[f"{split}/{name}"] for epoch in history]
+                label = "training" if split == "train" else "validation"
+                axes.plot(epochs, values, color=colour, marker="o", markersize=3, label=label)
+            axes.axvline(best_epoch, color=GREEN, linestyle="--", label=f"best: epoch {best_epoch}")
+            axes.set(xlabel="epoch", ylabel=f"{name} ({unit})", title=name.capitalize())
+            axes.set_xlim(0.5, len(history) + 0.5)  # whole numbers on the axis, for one epoch too
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.legend(frameon=False)
+    return figure
+
+
+def confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str], title: str) -> Figure:
+    """Counts [n_classes, n_classes], true classes in rows, and beside them percent of each row.
+
+    Coloured by the errors alone: where nearly all is right the diagonal would drown them.
+    """
+    n = len(classes)
+    off = ~np.eye(n, dtype=bool)
+    percent = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    longest = max(map(len, classes))
+    with rc_context({**STYLE, "axes.grid": False}):
+        side = 2.6 + 0.45 * n
+        figure = Figure(figsize=(2 * side, side), layout="constrained")
+        for axes, values, what in zip(
+            figure.subplots(1, 2), (matrix, percent), ("images", "% of the true class"), strict=True
+        ):
+            top = max(values[off].max(), 1e-9)
+            axes.imshow(np.where(off, values, np.nan), cmap="Oranges", vmin=0, vmax=top)
+            for row, column in np.argwhere(matrix):
+                value = values[row, column]
+                dark = row != column and value > 0.6 * top
+                colour = "white" if dark else GREEN if row == column else "black"
+                text = f"{value}" if what == "images" else f"{value:.1f}"
+                axes.text(column, row, text, ha="center", va="center", color=colour, size=9)
+            axes.set_xticks(range(n), classes, rotation=90 if longest > 3 else 0)
+            axes.set_yticks(range(n), classes)
+            axes.set(xlabel="predicted", ylabel="true", title=what)
+            axes.spines[:].set_visible(False)
+        figure.suptitle(title)
+    return figure
+
+
+def taken_for_another(matrix: NDArray[np.int64], data_name: str) -> str:
+    """What a confusion matrix shows, as its title."""
+    n_wrong = int(matrix.sum() - matrix.trace())
+    return f"{n_wrong} of {matrix.sum():,} test images of {data_name} are taken for another"
+
+
+def per_class(matrix: NDArray[np.int64], classes: Sequence[str], title: str) -> Figure:
+    """Precision, recall and F1 of each class, of a confusion matrix [n_classes, n_classes]."""
+    n = len(classes)
+    scores = metrics.per_class(matrix)
+    with rc_context({**STYLE, "axes.grid.axis": "y"}):
+        figure = Figure(figsize=(max(8.0, 0.55 * n), 3.6), layout="constrained")
+        axes = figure.subplots()
+        drawn = zip(scores.items(), (BLUE, ORANGE, GREEN), ("v", "^", "D"), strict=True)
+        for i, ((name, values), colour, marker) in enumerate(drawn):
+            at = np.arange(n) + 0.2 * (i - 1)
+            axes.plot(at, 100 * values, marker, color=colour, label=name, markersize=7)
+        lowest = 100 * min(values.min() for values in scores.values())
+        axes.set_ylim(max(0.0, lowest - 0.1 * (100 - lowest) - 0.1), 100 + 0.05 * (100 - lowest))
+        axes.set_xticks(range(n), classes, rotation=90 if max(map(len, classes)) > 3 else 0)
+        axes.set(xlabel="class", ylabel="%", title=title)
+        axes.legend(frameon=False, ncols=3)
+    return figure
+
+
+def calibration(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Figure:
+    """How often the model is right against how sure it is; `probabilities` [N, n_classes]."""
+    bins, ece = metrics.calibration(probabilities, labels)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(5, 5.4), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        upper.plot([0, 100], [0, 100], color="gray", linestyle="--", label="perfect")
+        upper.plot(100 * bins.confidence, 100 * bins.accuracy, "o-", color=BLUE, label="this model")
+        upper.set(ylabel="right (%)", xlim=(0, 101), ylim=(0, 101))
+        upper.set_title(f"Calibration: off by {100 * ece:.2f} points on average (ECE)")
+        upper.legend(frameon=False)
+        lower.bar(100 * bins.centre, bins.n_images, width=5, color=BLUE)
+        lower.set(xlabel="probability of the predicted class (%)", ylabel="images", yscale="log")
+    return figure
+
+
+def prediction(
+    image: NDArray[np.generic],
+    probabilities: NDArray[np.float32],
+    true: int,
+    classes: Sequence[str],
+) -> Figure:
+    """One image [C, H, W] beside its probabilities [n_classes]; at most the ten largest."""
+    shown = np.sort(np.argsort(-probabilities)[:10])
+    right = probabilities.argmax() == true
+    names = [classes[i] for i in shown]
+    with rc_context({**STYLE, "axes.grid.axis": "x"}):
+        figure = Figure(figsize=(7.5, 3.4), layout="constrained")
+        left, bars = figure.subplots(1, 2, width_ratios=(1, 1.4))
+        left.imshow(image.transpose(1, 2, 0).squeeze(), cmap="gray_r")
+        left.axis("off")
+        left.set_title(f"true: {classes[true]}")
+        colours = [GREEN if i == true else ORANGE for i in shown]
+        drawn = bars.barh(names, 100 * probabilities[shown], color=colours)
+        bars.bar_label(drawn, [f"{100 * p:.1f}" for p in probabilities[shown]], padding=3)
+        bars.invert_yaxis()
+        bars.set_axisbelow(True)
+        bars.set(xlim=(0, 115), xlabel="probability (%), green: true class")
+        bars.set_xticks(range(0, 101, 20))
+        seen = f"{'right' if right else 'wrong'}: seen as {classes[int(probabilities.argmax())]}"
+        bars.set_title(seen)
+    return figure
+
+
+def filters(weights: NDArray[np.float32], title: str, most: int = 32) -> Figure:
+    """First-layer weights [n_filters, C, H, W], mean over C: blue positive, red negative."""
+    shown = weights[:most].mean(1)[..., None]
+    columns = min(8, len(shown))
+    largest = float(np.abs(shown).max()) or 1.0
+    gap = max(1, shown.shape[1] // 5)
+    sheet, _ = _mosaic(shown, columns, gap, np.nan)
+    with rc_context({**STYLE, "axes.grid": False}):
+        rows = -(-len(shown) // columns)
+        figure = Figure(figsize=(0.9 * columns + 0.4, 0.9 * rows + 0.5), layout="constrained")
+        axes = figure.subplots()
+        axes.axis("off")
+        axes.imshow(sheet.squeeze(-1), cmap="RdBu", vmin=-largest, vmax=largest)
+        figure.suptitle(title)
+    return figure
+
+
+def of_run(
+    which: str,
+    *,
+    history: Sequence[Mapping[str, float]],
+    best_epoch: int,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
+    classes: Sequence[str],
+    first_layer: NDArray[np.float32] | None,
+    data_name: str,
+) -> Iterator[tuple[str, Figure]]:
+    """The pictures of one run by name: `all` of them, a `few` or `none`.
+
+    Args:
+        images: [N, C, H, W] of the test set, with labels [N] and probabilities [N, n_classes].
+        first_layer: weights [n_filters, C, H, W], where the model's first layer looks at pixels.
+    """
+    if which == "none":
+        return
+    yield "learning_curves", learning_curves(history, best_epoch)
+    predicted = probabilities.argmax(1)
+    matrix = metrics.confusion_matrix(predicted, labels, len(classes))
+    wrong = np.flatnonzero(predicted != labels)
+    title = taken_for_another(matrix, data_name)
+    yield "confusion_matrix", confusion_matrix(matrix, classes, title)
+    if which == "few":
+        return
+
+    def captions(indices: NDArray[np.int64]) -> list[str]:
+        return [
+            f"{classes[labels[i]]} as {classes[predicted[i]]}, {100 * probabilities[i].max():.0f} %"
+            for i in indices
+        ]
+
+    if len(wrong):
+        surest = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")]
+        title = f"The surest of {len(wrong)} mistakes: true as predicted, probability"
+        yield "mistakes", image_grid(images[surest[:20]], captions(surest[:20]), title)
+        i = surest[0]
+        yield "prediction", prediction(images[i], probabilities[i], int(labels[i]), classes)
+    first = np.arange(min(20, len(labels)))
+    title = "The first test images: true as predicted, probability; mistakes in red"
+    marked = list(predicted[first] != labels[first])
+    yield "predictions", image_grid(images[first], captions(first), title, marked=marked)
+    yield "per_class", per_class(matrix, classes, "Which classes are hard: test images")
+    yield "calibration", calibration(probabilities, labels)
+    if first_layer is not None:
+        title = "What the first layer looks for: blue adds, red subtracts"
+        yield "first_layer", filters(first_layer, title)
+
+
+def class_distribution(
+    counts: Mapping[str, NDArray[np.int64]], classes: Sequence[str], title: str
+) -> Figure:
+    """Images of each class, one panel a split; `counts` maps a split's name to [n_classes]."""
+    longest = max(map(len, classes))
+    with rc_context({**STYLE, "axes.grid.axis": "y"}):
+        figure = Figure(
+            figsize=(max(8.0, 0.4 * len(classes)), 3 * len(counts)), layout="constrained"
+        )
+        for axes, (name, count) in zip(
+            np.atleast_1d(figure.subplots(len(counts))), counts.items(), strict=True
+        ):
+            axes.bar(range(len(classes)), count, color=BLUE)
+            axes.axhline(count.mean(), color=ORANGE, linestyle="--")
+            axes.set_axisbelow(True)
+            axes.set_xticks(range(len(classes)), classes, rotation=90 if longest > 3 else 0)
+            found = f"{count.sum():,} images, {count.mean():,.0f} a class on average (dashed)"
+            axes.set(ylabel="images", title=f"{name}: {found}")
+        figure.suptitle(title)
+    return figure
+
+
+def image_grid(
+    images: NDArray[np.generic],
+    captions: Sequence[str],
+    title: str,
+    columns: int = 5,
+    marked: Sequence[bool] | None = None,
+) -> Figure:
+    """Images [N, C, H, W] (uint8, or float in 0..1), each under its caption, the marked ones in red."""
+    n, n_channels, height, width = images.shape
+    white = (255 if images.dtype == np.uint8 else 1) * (n_channels == 3)  # grey is drawn inverted
+    sheet, corners = _mosaic(images.transpose(0, 2, 3, 1), columns, height // 4, white)
+    rows = max(1, -(-n // columns))
+    with rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(1.55 * columns, 1.75 * rows + 0.4), layout="constrained")
+        axes = figure.subplots()
+        axes.axis("off")
+        axes.imshow(
+            sheet.squeeze(), cmap="gray_r", vmin=0, vmax=255 if images.dtype == np.uint8 else 1
+        )
+        for (y, x), caption, mark in zip(corners, captions, marked or [False] * n, strict=False):
+            at = x + width / 2, y - height / 14
+            axes.text(*at, caption, ha="center", size=10, color=RED if mark else "black")
+        figure.suptitle(title)
+    return figure
+
+
+def _mosaic(
+    tiles: NDArray[Any], columns: int, gap: int, fill: float
+) -> tuple[NDArray[Any], list[tuple[int, int]]]:
+    """Tiles [N, H, W, C] on one sheet, `gap` above and beside each, and their corners (y, x).
+
+    One picture, for matplotlib takes 15 ms to lay out each axes.
+    """
+    n, height, width, n_channels = tiles.shape
+    rows = max(1, -(-n // columns))
+    around = ((0, rows * columns - n), (gap, 0), (gap // 2, gap - gap // 2), (0, 0))
+    height, width = height + gap, width + gap
+    padded = np.pad(tiles, around, constant_values=fill)
+    sheet = padded.reshape(rows, columns, height, width, n_channels).swapaxes(1, 2)
+    corners = [(i // columns * height + gap, i % columns * width + gap // 2) for i in range(n)]
+    return sheet.reshape(rows * height, columns * width, n_channels), corners
+
+
+def error_overlap(counts: NDArray[np.int64], names: Sequence[str], title: str) -> Figure:
+    """Images that two models both get wrong [M, M]; the share of the row's errors gives the colour."""
+    n = len(names)
+    share = counts / np.maximum(np.diag(counts)[:, None], 1)
+    with rc_context({**STYLE, "axes.grid": False}):
+        side = 3.2 + 0.6 * n
+        figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+        axes = figure.subplots()
+        image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
+        for row in range(n):
+            for column in range(n):
+                colour = "white" if share[row, column] > 0.6 else "black"
+                axes.text(column, row, counts[row, column], ha="center", va="center", color=colour)
+        axes.set_xticks(range(n), names, rotation=90)
+        axes.set_yticks(range(n), names)
+        axes.set(title=title)
+        axes.spines[:].set_visible(False)
+        figure.colorbar(image, ax=axes, label="% of the row's errors", shrink=0.7)
+    return figure
+
+
+def learning_curves_of(
+    histories: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],
+) -> Figure:
+    """Loss of several runs by name: {metric: [(epoch, value)]} with train/loss and val/loss."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        axes = figure.subplots()
+        for (name, history), colour in zip(histories.items(), COLOURS, strict=False):
+            for metric, style in (("train/loss", ":"), ("val/loss", "-")):
+                label = name if metric == "val/loss" else None
+                axes.plot(*zip(*history[metric], strict=True), style, color=colour, label=label)
+        axes.set(yscale="log", xlabel="epoch", ylabel="loss (cross-entropy)")
+        axes.set_title("Best runs: validation, and dotted training")
+        axes.legend(frameon=False)
+    return figure
+
+
+def trade_off(
+    points: NDArray[np.float64], front: NDArray[np.float64], cost: str, score: str
+) -> Figure:
+    """(cost, score) of each configuration [N, 2], and of those that nothing cheaper beats [M, 2]."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        axes.scatter(points[:, 0], points[:, 1], s=14, color=BLUE)
+        axes.plot(front[:, 0], front[:, 1], "o-", color=ORANGE, label="nothing cheaper is better")
+        axes.set(
+            xscale="log", xlabel=cost, ylabel=score, title=f"Does it pay? {score} against {cost}"
+        )
+        axes.legend(frameon=False)
+    return figure
+
+
+def robustness(
+    rows: Sequence[tuple[str, float, float]], units: Mapping[str, str], plain: float
+) -> Figure:
+    """Of rows (kind of change, strength, accuracy), against that of the images as they are, `plain`."""
+    accuracy = {name: {s: a for n, s, a in rows if n == name} for name in units}
+    curves = {name: found for name, found in accuracy.items() if len(found) > 1}
+    with rc_context(STYLE):
+        figure = Figure(figsize=(3 * len(curves), 3.4), layout="constrained")
+        for axes, (name, found) in zip(
+            figure.subplots(1, len(curves), sharey=True), curves.items(), strict=True
+        ):
+            strengths = [0.0, *found]
+            axes.plot(strengths, [100 * a for a in (plain, *found.values())], "o-", color=BLUE)
+            axes.axhline(100 * plain, color=ORANGE, linestyle="--")
+            axes.set(xlabel=units[name], title=name)
+        figure.axes[0].set(ylabel="accuracy (%)", ylim=(0, 103))
+        single = [
+            f"{n}: {100 * a:.1f} %" for n, f in accuracy.items() if len(f) == 1 for a in f.values()
+        ]
+        figure.suptitle("; ".join(["Right on changed test images (dashed: as they are)", *single]))
+    return figure

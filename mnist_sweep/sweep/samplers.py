@@ -1,0 +1,62 @@
+"""Samplers and pruners from their configuration."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+from omegaconf import DictConfig
+from optuna import Study
+from optuna.pruners import BasePruner, NopPruner
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.trial import FrozenTrial
+
+from mnist_sweep.common.build import bind, build
+from mnist_sweep.sweep.study import DUPLICATE, REPLACED
+
+
+class SeededSampler:
+    """A fresh sampler for every trial, seeded by the trial's place in the study.
+
+    One seed for all workers would make them sample the same points; a seed a worker would make
+    the points depend on who is faster. Trials that were replaced take no place, so that a study
+    that was interrupted goes on with the very points it would have had.
+    """
+
+    def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
+        self._make, self._seed = make, seed
+        self._sampler = make(seed)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        # of the storage: Hyperband's study shows only the trials of one bracket
+        found = study._storage.get_all_trials(study._study_id, deepcopy=False)
+        earlier = [t for t in found if t.number < trial.number]
+        place = sum(t.user_attrs.get(REPLACED, DUPLICATE) == DUPLICATE for t in earlier)
+        seed = int(np.random.SeedSequence((self._seed, place)).generate_state(1)[0])
+        self._sampler = self._make(seed)
+        self._sampler.before_trial(study, trial)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_sampler":  # of a copy that is not made yet
+            raise AttributeError(name)
+        return getattr(self._sampler, name)
+
+
+def make_sampler(settings: DictConfig) -> BaseSampler:
+    if settings.sampler is None:
+        return cast(BaseSampler, SeededSampler(lambda seed: TPESampler(seed=seed), settings.seed))
+    bound = bind(settings.sampler)
+    takes_seed = "seed" in inspect.signature(bound.func).parameters
+
+    def make(seed: int) -> BaseSampler:
+        sampler: BaseSampler = bound(seed=seed) if takes_seed else bound()
+        return sampler
+
+    return cast(BaseSampler, SeededSampler(make, settings.seed))
+
+
+def make_pruner(settings: DictConfig) -> BasePruner:
+    if settings.pruner is None or settings.objectives:
+        return NopPruner()
+    pruner: BasePruner = build(settings.pruner)
+    return pruner

@@ -1,0 +1,143 @@
+"""Sources in their real formats, small: EMNIST's zip, QMNIST's labels, folders of image files."""
+
+import gzip
+import hashlib
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.data import images, sources
+from mnist_sweep.data.dataset import idx_files, parse_idx
+
+
+def idx(values, code=0x08, dtype="u1"):
+    """The bytes of a gzipped idx file."""
+    array = np.asarray(values)
+    header = bytes([0, 0, code, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+    return gzip.compress(header + array.astype(dtype).tobytes())
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return hashlib.md5(content).hexdigest()
+
+
+def picture(path, size, colour, mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path)
+
+
+def test_qmnist_labels_are_the_first_column(tmp_path):
+    images = np.arange(3 * 4 * 4).reshape(3, 4, 4)
+    labels = [[7, 4, 2545, 1, 0, 0, 0, 0], [300, 1, 2, 3, 4, 5, 6, 7], [0, 9, 9, 9, 9, 9, 9, 9]]
+    files = {"i.gz": idx(images), "l.gz": idx(labels, 0x0C, ">i4")}
+    md5 = {name: write(tmp_path / "Q" / name, content) for name, content in files.items()}
+    assert parse_idx(files["l.gz"]).tolist() == [7, 300, 0]
+    arrays = idx_files(
+        str(tmp_path), folder="Q", md5={**md5, "ti.gz": write(tmp_path / "Q/ti.gz", idx(images)),
+                                        "tl.gz": write(tmp_path / "Q/tl.gz", idx([1, 2, 3]))},
+    )  # fmt: skip
+    assert arrays.train_images.shape == (3, 1, 4, 4)
+    assert arrays.train_labels.tolist() == [7, 300, 0]
+
+
+@pytest.fixture
+def emnist_zip(tmp_path):
+    """(root, md5) with a zip of 4 + 2 letters, columns first and labels from 1, as published."""
+    upright = np.arange(4 * 28 * 28).reshape(4, 28, 28) % 251
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for half, labels in (("train", [1, 26, 3, 1]), ("test", [2, 26])):
+            prefix = f"gzip/emnist-letters-{half}"
+            turned = upright[: len(labels)].transpose(0, 2, 1)
+            archive.writestr(f"{prefix}-images-idx3-ubyte.gz", idx(turned))
+            archive.writestr(f"{prefix}-labels-idx1-ubyte.gz", idx(labels))
+    return tmp_path, write(tmp_path / "EMNIST/raw/gzip.zip", content.getvalue()), upright
+
+
+def test_emnist_is_turned_upright_and_counts_from_zero(emnist_zip):
+    root, md5, upright = emnist_zip
+    arrays = sources.emnist(str(root), split="letters", folder="EMNIST/raw", md5={"gzip.zip": md5})
+    assert (arrays.train_images[:, 0] == upright).all()
+    assert arrays.train_labels.tolist() == [0, 25, 2, 0]
+    assert arrays.test_labels.tolist() == [1, 25]
+
+
+def test_emnist_names_a_damaged_zip(emnist_zip):
+    root, _, _ = emnist_zip
+    with pytest.raises(UserError, match=r"gzip\.zip is damaged: md5 \w+, expected 58c8"):
+        sources.emnist(str(root), split="letters", folder="EMNIST/raw", md5={"gzip.zip": "58c8"})
+
+
+def test_folder_holds_out_a_stratified_test_set(tmp_path):
+    for name, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 250))):
+        for i in range(10):
+            picture(tmp_path / name / f"{i}.png", (20 + i, 33), colour)
+    arrays = sources.image_folder(str(tmp_path), size=32, channels=3)
+    assert arrays.classes == ("blue", "red")
+    assert arrays.train_images.shape == (16, 3, 32, 32)
+    assert arrays.train_images.dtype == np.uint8
+    assert np.bincount(arrays.test_labels).tolist() == [2, 2]
+    assert arrays.train_images[0, :, 5, 5].tolist() == [0, 0, 250]
+    grey = sources.image_folder(str(tmp_path), size=8)
+    assert grey.train_images.shape == (16, 1, 8, 8)
+
+
+def test_folder_keeps_the_users_own_split(tmp_path):
+    for half, n in (("train", 3), ("test", 2)):
+        for name in ("a", "b"):
+            for i in range(n):
+                picture(tmp_path / half / name / f"{i}.jpg", (9, 9), 100, "L")
+    arrays = sources.image_folder(str(tmp_path))
+    assert (arrays.train_labels.tolist(), arrays.test_labels.tolist()) == (
+        [0] * 3 + [1] * 3,
+        [0, 0, 1, 1],
+    )
+
+
+def test_folder_names_what_is_wrong(tmp_path):
+    with pytest.raises(UserError, match="expected one subfolder of images for each class"):
+        sources.image_folder(str(tmp_path))
+    picture(tmp_path / "a" / "0.png", (9, 9), 1, "L")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(UserError, match="b has no images"):
+        sources.image_folder(str(tmp_path))
+    write(tmp_path / "b" / "broken.png", b"no image")
+    with pytest.raises(UserError, match=r"broken\.png: no picture that can be read"):
+        sources.image_folder(str(tmp_path))
+
+
+def test_folder_of_splits_is_not_taken_for_classes(tmp_path):
+    for half in ("train", "val"):
+        for name in ("a", "b"):
+            picture(tmp_path / half / name / "0.png", (9, 9), 100, "L")
+    with pytest.raises(UserError, match="has train, val: expected train/ and test/"):
+        sources.image_folder(str(tmp_path))
+
+
+def test_folder_of_too_few_images_for_a_test_set_is_told(tmp_path):
+    for name in ("a", "b"):
+        picture(tmp_path / name / "0.png", (9, 9), 100, "L")
+    with pytest.raises(UserError, match="of 2 images is 0"):
+        sources.image_folder(str(tmp_path), test_fraction=0.1)
+
+
+@pytest.mark.parametrize("names", ["0123456789", "ab"])
+def test_folder_is_read_as_a_trained_model_reads_a_picture(tmp_path, names):
+    for name in names:
+        for i in range(2):
+            path = tmp_path / name / f"{i}.png"
+            path.parent.mkdir(exist_ok=True)
+            ink = Image.new("RGBA", (40, 60), (0, 0, 0, 0))
+            ink.paste((30, 30, 30, 255), (5, 5, 12, 50))
+            ink.save(path)
+    arrays = sources.image_folder(str(tmp_path), test_fraction=0.5)
+    as_asked = images.read(path, (1, 28, 28), is_digit=names == "0123456789")
+    assert (arrays.train_images == as_asked).all()
+    assert as_asked.min() < 50  # what is transparent has not the colour of the ink
+    assert as_asked.max() > 200

@@ -1,0 +1,52 @@
+"""An application of the sweep engine that trains nothing, for tests of the engine alone."""
+
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+import mnist_sweep.config  # noqa: F401  registers the schemas
+from mnist_sweep.training.reporting import REPORTER
+
+
+@hydra.main(config_path=str(Path(__file__).parent / "conf"), config_name="config")
+def task(cfg: DictConfig) -> float | None:
+    note(cfg, "start")
+    reporter = REPORTER.get()
+    for epoch in range(1, cfg.epochs + 1):
+        time.sleep(cfg.sleep_s)
+        if reporter.report(epoch, {"y": cfg.x}):
+            break
+    if cfg.act == "raise":
+        raise ValueError("the task raised")
+    if cfg.act == "hang":
+        time.sleep(1000)
+    if cfg.act == "memory":
+        resource.setrlimit(resource.RLIMIT_AS, (2**30, resource.RLIM_INFINITY))
+        try:
+            bytearray(2**32)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+    if cfg.act == "die":
+        os.kill(os.getpid(), 9)
+    if cfg.act == "exit":
+        sys.exit(1)
+    note(cfg, "end")
+    return float("nan") if cfg.act == "not_finite" else float(cfg.x)
+
+
+def note(cfg: DictConfig, event: str) -> None:
+    if cfg.events:
+        with open(cfg.events, "a") as events:
+            gpu, threads = map(os.environ.get, ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"))
+            events.write(f"{event} x={cfg.x} pid={os.getpid()} gpu={gpu} threads={threads}\n")
+
+
+if __name__ == "__main__":
+    from tests.helpers.apps.sleeper import task as by_name  # workers find it by its module's name
+
+    by_name()

@@ -1,0 +1,86 @@
+"""The report of real sweeps, made at their end and once more by its own command."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.helpers import engine
+from tests.helpers.cli import ROOT, environment, recorded
+
+SMALL = ("data=mnist5k", "data.train_size=400", "data.val_size=200", "trainer.max_epochs=2")
+
+
+def report(*arguments: str, store: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mnist_sweep.report", f"store={store}", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.slow
+def test_every_sweep_ends_with_its_report(store: Path) -> None:
+    arguments = ("model=mlp", "optimizer.lr=1e-3,1e-2", "data.batch_size=40,50,500")
+    code, out = engine.run(*SMALL, *arguments, "sweep.name=r", store=store, module="mnist_sweep")
+    assert code == 1, "a batch of 500 is more than there are images"
+    folder = store / "outputs" / "r" / "report"
+    page = folder / "report.html"
+    assert f"report: {page.as_uri()}" in out
+    text = page.read_text()
+    for said in (
+        "wins: val/accuracy",
+        "McNemar",
+        "4 complete, 2 fail",
+        "batch_size=500 is larger",
+        "seed=0,1,2",
+    ):
+        assert said in text, said
+    assert "train it again" in out
+    assert page.stat().st_size < 5e6
+    with (folder / "leaderboard.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4
+    assert [row["rank"] for row in rows] == ["1", "2", "3", "4"]
+    scores = [float(row["val/accuracy"]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    pictures = {path.stem for path in folder.glob("*.png")}
+    assert {
+        "optimization_history",
+        "slice",
+        "parallel_coordinate",
+        "top_learning_curves",
+    } <= pictures
+    assert {"error_overlap", "hardest_images", "against_fit_s"} <= pictures
+    summary = next(r for r in recorded(store) if r.data.tags.get("kind") == "sweep")
+    client = MlflowClient(f"sqlite:///{store}/mlflow.db")
+    kept = {file.path for file in client.list_artifacts(summary.info.run_id)}
+    assert {"report.html", "trials.csv", "leaderboard.csv", "slice.png"} <= kept
+
+    page.unlink()
+    done = report(store=store)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"report of sweep r: {page}\n"
+    assert page.exists()
+    wrong = report("sweep=q", store=store)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr == "error: sweep=q: no such sweep; the last is r\n"
+
+
+@pytest.mark.slow
+def test_report_of_two_objectives_and_without_a_record(store: Path) -> None:
+    arguments = ("search=pareto", "model=mlp", "sweep.n_trials=4", "tracking=none", "sweep.name=p")
+    code, out = engine.run(*SMALL, *arguments, store=store, module="mnist_sweep")
+    assert code == 0, out
+    folder = store / "outputs" / "p" / "report"
+    assert (folder / "pareto_front.png").exists()
+    assert "has the best val/accuracy" in (folder / "report.html").read_text()
+
+
+def test_report_without_a_sweep_says_what_makes_one(fresh: Path) -> None:
+    done = report(store=fresh)
+    assert done.returncode == 2
+    assert done.stderr.endswith("no sweep ran yet; python -m mnist_sweep -m makes one\n")
+    assert not fresh.exists()

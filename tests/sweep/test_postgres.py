@@ -1,0 +1,146 @@
+"""Workers of several hosts at one PostgreSQL server: what SQLite is not for."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from mlflow import MlflowClient
+from optuna.trial import FrozenTrial
+
+from tests.helpers.cli import cli
+from tests.helpers.engine import end, run, start, states, wait_for
+
+pytestmark = pytest.mark.postgres
+AS_POSTGRES = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+AS_ROOT = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+ELSEWHERE = ["unshare", *AS_ROOT, "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh"]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """URL of an empty server, without the name of a database."""
+    (programs,) = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1:]
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    if AS_POSTGRES:
+        shutil.chown(folder, "postgres")
+
+    def call(program: str, *arguments: str) -> None:
+        command = [*AS_POSTGRES, str(programs / program), *arguments]
+        subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL)
+
+    call("initdb", "-D", f"{folder}/data", "-U", "postgres", "--auth=trust")
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder}"
+    call("pg_ctl", "start", "-w", "-D", f"{folder}/data", "-o", options, "-l", f"{folder}/log")
+    try:
+        yield f"postgresql://postgres@127.0.0.1:{port}"
+    finally:
+        call("pg_ctl", "stop", "-m", "immediate", "-D", f"{folder}/data")
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def database(server: str) -> str:
+    name = f"study_{uuid.uuid4().hex}"
+    create(server, name)
+    return f"{server}/{name}"
+
+
+def create(server: str, name: str) -> None:
+    command = ["psql", "-q", f"{server}/postgres", "-c", f"CREATE DATABASE {name}"]
+    subprocess.run(command, check=True)
+
+
+@pytest.mark.parametrize("key", ["sweep.storage", "tracking.uri"])
+def test_server_that_refuses_is_named_without_the_password(
+    server: str, key: str, tmp_path: Path
+) -> None:
+    url = server.replace("postgres@", "postgres:secret@") + "/nosuch"
+    done = cli("-m", "model=mlp", "data=mnist5k", f"{key}={url}", store=tmp_path / "store")
+    assert done.returncode == 2
+    (line,) = [ln for ln in done.stderr.splitlines() if ln.startswith("error: ")]
+    assert f"{url.replace('secret', '***')}" in line
+    assert "nosuch" in line
+    assert "secret" not in done.stdout + done.stderr
+
+
+def trials(url: str) -> list[FrozenTrial]:
+    return optuna.load_study(study_name="s", storage=optuna.storages.RDBStorage(url)).trials
+
+
+GRID = ["x=range(0,16)", "sweep.name=s", "sweep.n_jobs=2", "sleep_s=0.05"]
+
+
+def test_two_hosts_run_every_point_of_a_grid_once(database: str, tmp_path: Path) -> None:
+    events = tmp_path / "events"
+    arguments = [*GRID, f"sweep.storage={database}", f"events={events}"]
+    first = start(*arguments, store=tmp_path / "one")
+    other = start(*arguments, store=tmp_path / "two", prefix=ELSEWHERE)
+    try:
+        assert (first.wait(120), other.wait(120)) == (0, 0)
+    finally:
+        end(first)
+        end(other)
+    assert states(trials(database))["COMPLETE"] == 16
+    started = [line.split()[1] for line in events.read_text().splitlines() if "start" in line]
+    assert Counter(started) == {f"x={i}": 1 for i in range(16)}
+
+
+def test_trials_of_a_host_that_is_lost_are_run_by_another(database: str, tmp_path: Path) -> None:
+    arguments = [*GRID, f"sweep.storage={database}", "sweep.grace_s=4", "sleep_s=0.5"]
+    lost = start(*arguments, store=tmp_path / "lost", prefix=ELSEWHERE)
+    try:
+        wait_for(lambda: "[2/16]" in (tmp_path / "lost" / "out.txt").read_text())
+        os.killpg(lost.pid, signal.SIGKILL)
+        lost.wait()
+        assert states(trials(database))["RUNNING"] >= 1
+        code, output = run(*arguments, store=tmp_path / "other")
+    finally:
+        end(lost)
+    assert code == 0, output
+    found = states(trials(database))
+    assert found["COMPLETE"] == 16
+    assert found["RUNNING"] == 0
+    assert found["stale"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("ended_by", "state"), [(signal.SIGKILL, "stale"), (signal.SIGINT, "interrupted")]
+)
+def test_training_that_one_host_began_is_done_by_another_with_its_own_store(
+    server: str, database: str, tmp_path: Path, ended_by: signal.Signals, state: str
+) -> None:
+    tracking = f"{server}/runs_{ended_by.name.lower()}"
+    create(server, f"runs_{ended_by.name.lower()}")
+    grid = ["model=mlp,compact", "data=mnist5k", "data.train_size=200", "device=cpu"]
+    grid += ["trainer.max_epochs=150", "trainer.early_stopping.patience=null", "sweep.grace_s=4"]
+    grid += [f"sweep.storage={database}", f"tracking.uri={tracking}", "sweep.name=s"]
+    lost = start(*grid, store=tmp_path / "lost", module="mnist_sweep", prefix=ELSEWHERE)
+    try:
+        wait_for(lambda: list((tmp_path / "lost").glob("outputs/s/*/last.pt")))
+        os.killpg(lost.pid, ended_by)
+        lost.wait(60)
+    finally:
+        end(lost)
+    (tmp_path / "lost").rename(tmp_path / "out of reach")
+    code, output = run(*grid, store=tmp_path / "other", module="mnist_sweep")
+    assert code == 0, output
+    found = states(trials(database))
+    assert (found["COMPLETE"], found[state]) == (2, 1), found
+    client = MlflowClient(tracking)
+    experiment = client.get_experiment_by_name("mnist_sweep")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'")
+    assert sorted(r.data.tags.get("model", "sweep") for r in runs) == ["compact", "mlp", "sweep"]
+    assert not (tmp_path / "other" / "mlflow.db").exists()

@@ -1,0 +1,352 @@
+"""What a run leaves behind, read by processes that know nothing of it."""
+
+import csv
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import psutil
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from test_config import composed
+
+from mnist_sweep.common import processes
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.data.dataset import load_dataset
+from mnist_sweep.tools.ui import free_port
+from mnist_sweep.tracking import provenance
+from mnist_sweep.tracking import run as tracking
+from mnist_sweep.training import checkpoint
+from mnist_sweep.training.config import EPOCH_METRICS
+from tests.helpers.cli import (
+    HAS_MNIST,
+    ROOT,
+    SMALL,
+    cli,
+    command,
+    environment,
+    recorded,
+    run_directory,
+    succeed,
+)
+
+
+class Finished(NamedTuple):
+    run: Run
+    client: MlflowClient
+    artifacts: Path
+    directory: Path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    store = tmp_path_factory.mktemp("store")
+    private = "sweep.storage=postgresql://ann:secret@nowhere/db"
+    directory = succeed(*SMALL, "trainer.max_epochs=3", "seed=3", private, store=store)
+    (run,) = recorded(store)
+    artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
+    return Finished(run, MlflowClient(f"sqlite:///{store}/mlflow.db"), artifacts, directory)
+
+
+def test_run_has_its_resolved_configuration(finished: Finished) -> None:
+    params = finished.run.data.params
+    assert params["seed"] == "3"
+    assert params["data.split_seed"] == "3"  # resolved
+    assert params["model.stages"] == "[[32], [64]]"
+    assert params["trainer.early_stopping.patience"] == "5"
+    saved = (finished.artifacts / "config.yaml").read_text()
+    assert "split_seed: 3" in saved
+
+
+def test_record_holds_no_password(finished: Finished) -> None:
+    masked = "postgresql://ann:***@nowhere/db"
+    assert finished.run.data.params["sweep.storage"] == masked
+    assert masked in finished.run.data.tags["overrides"]
+    assert masked in (finished.artifacts / "config.yaml").read_text()
+
+
+def test_run_has_every_metric_of_every_epoch(finished: Finished) -> None:
+    run_id = finished.run.info.run_id
+    for name in (*EPOCH_METRICS, "lr", "epoch_s", "images_per_s"):
+        history = finished.client.get_metric_history(run_id, name)
+        assert [metric.step for metric in history] == [1, 2, 3], name
+    metrics = finished.run.data.metrics
+    assert metrics["n_parameters"] == 421_642
+    best = max(m.value for m in finished.client.get_metric_history(run_id, "val/accuracy"))
+    assert metrics["best/val/accuracy"] == best
+    assert {"test/loss", "test/accuracy", "best_epoch"} <= metrics.keys()
+
+
+def test_run_says_what_it_was_made_of(finished: Finished) -> None:
+    run = finished.run
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "simple"
+    commit = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    head = subprocess.run(commit, capture_output=True, text=True, check=False).stdout.strip()
+    assert run.data.tags["git.commit"] in (head, "none")
+    assert (finished.artifacts / "code.diff").is_file()
+    assert run.data.tags.keys() >= {"host", "pid", "device", "version.torch", "version.mlflow"}
+    assert Path(run.data.tags["directory"]) == finished.directory
+
+
+def test_run_names_the_data_really_used(finished: Finished) -> None:
+    dataset = finished.run.inputs.dataset_inputs[0].dataset
+    assert dataset.name == ("mnist" if HAS_MNIST else "mnist5k")
+    sha256 = finished.run.data.tags["data.sha256"]
+    assert len(sha256) == 64
+    assert sha256.startswith(dataset.digest)
+    assert '"train": 600' in dataset.profile
+
+
+def test_predictions_agree_with_the_metrics_and_the_matrix(finished: Finished) -> None:
+    kept = np.load(finished.artifacts / "predictions.npz")
+    probabilities, labels = kept["test_probabilities"], kept["test_labels"]
+    assert probabilities.sum(1) == pytest.approx(np.ones(len(labels)), abs=1e-5)
+    metrics = finished.run.data.metrics
+    correct = probabilities.argmax(1) == labels
+    assert correct.mean() == pytest.approx(metrics["test/accuracy"], abs=1e-6)
+    val_correct = kept["val_probabilities"].argmax(1) == kept["val_labels"]
+    assert val_correct.mean() == pytest.approx(metrics["best/val/accuracy"], abs=1e-6)
+    with (finished.artifacts / "confusion_matrix.csv").open() as file:
+        header, *rows = csv.reader(file)
+    counts = np.array([row[1:] for row in rows], dtype=int)
+    assert header[1:] == [str(i) for i in range(10)]
+    assert np.trace(counts) == correct.sum()
+    assert counts.sum(1).tolist() == np.bincount(labels).tolist()
+
+
+PICTURES = ("confusion_matrix", "learning_curves", "mistakes", "prediction", "predictions")
+PICTURES += ("per_class", "calibration", "first_layer")
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_figures_are_pictures(finished: Finished, name: str) -> None:
+    content = (finished.artifacts / f"{name}.png").read_bytes()
+    assert content.startswith(b"\x89PNG")
+    width, height = (int.from_bytes(content[i : i + 4]) for i in (16, 20))
+    assert width > 500
+    assert height > 300
+
+
+STRANGER = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "mnist_sweep":
+            raise ImportError("mnist_sweep is not installed here")
+
+sys.meta_path.insert(0, Blocker())
+import mlflow
+import numpy as np
+
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(f"runs:/{sys.argv[2]}/model")
+images = np.load(sys.argv[3])
+np.save(sys.argv[4], np.concatenate([model.predict(part) for part in (images[:1], images[1:])]))
+assert "mnist_sweep" not in sys.modules
+"""
+
+
+def test_model_predicts_raw_pixels_without_our_package(finished: Finished, tmp_path: Path) -> None:
+    test = load_dataset(composed(*SMALL, "seed=3").data).test
+    np.save(tmp_path / "images.npy", test.images[:7].numpy().astype(np.float32) / 255)
+    uri = finished.client.tracking_uri
+    paths = [str(tmp_path / name) for name in ("images.npy", "logits.npy")]
+    arguments = [sys.executable, "-c", STRANGER, uri, finished.run.info.run_id, *paths]
+    done = subprocess.run(
+        arguments, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    logits = np.load(tmp_path / "logits.npy")
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    expected = np.load(finished.artifacts / "predictions.npz")["test_probabilities"][:7]
+    assert odds / odds.sum(1, keepdims=True) == pytest.approx(expected, abs=1e-4)
+
+
+def test_same_seed_gives_the_same_run(finished: Finished, store: Path) -> None:
+    again = succeed(*SMALL, "trainer.max_epochs=3", "seed=3", "tracking=none", store=store)
+    one, two = (checkpoint.load(path / "best.pt")["model"] for path in (finished.directory, again))
+    assert all(bool((one[name] == two[name]).all()) for name in one)
+
+
+def test_tracking_none_leaves_checkpoint_and_log_alone(fresh: Path) -> None:
+    directory = succeed(*SMALL, "tracking=none", store=fresh)
+    files = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+    hydra = {f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides")}
+    assert files == {"best.pt", "last.pt", "run.log", *hydra}
+    everything = {path for path in fresh.rglob("*") if path.is_file()}
+    assert everything == {directory / name for name in files}
+
+
+def test_diverged_run_is_failed_and_says_why(store: Path) -> None:
+    done = cli(*SMALL, "optimizer=sgd", "optimizer.lr=1e10", store=store)
+    assert done.returncode == 2
+    assert "at step" in done.stderr
+    (run,) = recorded(store)
+    assert run.info.status == "FAILED"
+    assert "at step" in run.data.tags["error"]
+    artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
+    assert "DivergedError" in (artifacts / "traceback.txt").read_text()
+
+
+def test_server_that_accepts_but_never_answers_is_given_up_in_time(store: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        started = time.monotonic()
+        with pytest.raises(UserError, match=address):
+            tracking.prepare(address, str(store), "mnist_sweep")
+    assert time.monotonic() - started < 10  # of the 15 s that a start may take
+
+
+@pytest.mark.slow
+def test_server_is_used_without_other_changes(fresh: Path, tmp_path: Path) -> None:
+    """`tracking.uri` of a real server; nothing of MLflow's is written under `store`."""
+    with served(tmp_path, free_port(0)) as uri:
+        directory = run_directory(cli(*SMALL, f"tracking.uri={uri}", store=fresh).stdout)
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name("mnist_sweep")
+        assert experiment is not None
+        (run,) = client.search_runs([experiment.experiment_id])
+        names = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["directory"] == str(directory)
+    assert {"predictions.npz", "confusion_matrix.png"} <= names
+    assert not (fresh / "mlflow.db").exists()
+
+
+@pytest.mark.slow
+def test_server_that_comes_back_finds_a_run_that_waited(store: Path, tmp_path: Path) -> None:
+    port = free_port(0)
+    with served(tmp_path, port) as uri:
+        arguments = (*SMALL, "trainer.max_epochs=3", "tracking.log_model=false")
+        run = subprocess.Popen(
+            command(*arguments, f"tracking.uri={uri}", store=store),
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert run.stdout is not None
+        for line in run.stdout:
+            if line.startswith("epoch 1/"):
+                break
+    time.sleep(15)  # longer than MLflow itself tries
+    assert run.poll() is None
+    with served(tmp_path, port) as uri:
+        output, _ = run.communicate(timeout=100)
+        assert run.returncode == 0, output
+        client = MlflowClient(uri)
+        (recorded_run,) = client.search_runs(["1"])
+        history = client.get_metric_history(recorded_run.info.run_id, "val/loss")
+    assert "busy or away" in output
+    assert recorded_run.info.status == "FINISHED"
+    assert [metric.step for metric in history] == [1, 2, 3]
+
+
+@contextmanager
+def served(folder: Path, port: int) -> Iterator[str]:
+    """The address of an MLflow server over a database in `folder`, ended with the block."""
+    backend = ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
+    backend += ["--artifacts-destination", str(folder / "served"), "--workers", "1"]
+    listen = ["server", "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", *listen, *backend],
+        env=environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(uri)
+        yield uri
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def wait_for(uri: str) -> None:
+    import requests
+
+    for _ in range(120):
+        try:
+            if requests.get(f"{uri}/health", timeout=1).ok:
+                return
+        except requests.RequestException:
+            time.sleep(0.5)
+    raise TimeoutError(uri)
+
+
+def begun(store: Path, tags: Mapping[str, str]) -> MlflowClient:
+    uri = tracking.store_uri(None, str(store))
+    experiment_id = tracking.prepare(uri, str(store), "mnist_sweep")
+    client = MlflowClient(uri)
+    client.create_run(experiment_id, tags=dict(tags))
+    return client
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({}, "RUNNING"),  # this very process
+        ({"pid": "999999999"}, "KILLED"),
+        ({"process_started": "1.00"}, "KILLED"),  # the pid was given out again
+        # as earlier versions wrote it
+        ({"process_started": f"{psutil.Process().create_time():.2f}"}, "RUNNING"),
+        ({"boot_id": "an earlier one"}, "KILLED"),
+        ({"host": "another machine"}, "RUNNING"),  # nothing is known of it
+    ],
+)
+def test_runs_of_dead_processes_are_closed(
+    changes: dict[str, str], status: str, store: Path
+) -> None:
+    begun(store, {**processes.process_identity(), **changes})
+    tracking.prepare(tracking.store_uri(None, str(store)), str(store), "mnist_sweep")
+    assert recorded(store)[0].info.status == status
+
+
+def test_experiment_that_was_deleted_is_told_of(store: Path) -> None:
+    uri = tracking.store_uri(None, str(store))
+    experiment_id = tracking.prepare(uri, str(store), "mnist_sweep")
+    assert tracking.prepare(uri, str(store), "mnist_sweep") == experiment_id
+    MlflowClient(uri).delete_experiment(experiment_id)
+    with pytest.raises(UserError, match="deleted experiment"):
+        tracking.prepare(uri, str(store), "mnist_sweep")
+
+
+def test_prepare_by_two_processes_at_once_leaves_the_store_whole(fresh: Path) -> None:
+    code = (
+        "import sys; from mnist_sweep import tracking as t;"
+        "print(t.prepare(t.store_uri(None, sys.argv[1]), sys.argv[1], 'mnist_sweep'))"
+    )
+    argv = [sys.executable, "-c", code, str(fresh)]
+    both = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    ids = {process.communicate(timeout=120)[0].strip() for process in both}
+    assert [process.returncode for process in both] == [0, 0]
+    assert len(ids) == 1
+
+
+def test_git_state_knows_new_files_and_those_in_any_encoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "old.py").write_text("")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    monkeypatch.setattr(provenance, "__file__", str(package / "provenance.py"))
+    assert provenance.git_state.__wrapped__()[1] == ""
+    (package / "old.py").write_bytes("# grün".encode("latin-1"))
+    (package / "new.py").write_text("")
+    _, diff = provenance.git_state.__wrapped__()
+    assert "gr\N{REPLACEMENT CHARACTER}n" in diff
+    assert diff.endswith("new file: package/new.py\n")
