@@ -1,0 +1,36 @@
+"""A task's handle to the trial that it runs for."""
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from pathlib import Path
+
+
+class Trial:
+    """Reports metrics to the sweep and says whether to stop. This base class is of no sweep.
+
+    Attributes:
+        number: the trial's number in its sweep; None outside of a sweep.
+        sweep: name of the sweep; None outside of a sweep.
+        resume_from: directory of an interrupted attempt that left a checkpoint; None: start anew.
+        tags: what the sweep's callbacks want on the record of every trial.
+    """
+
+    number: int | None = None
+    sweep: str | None = None
+    resume_from: Path | None = None
+    tags: Mapping[str, str] = {}
+
+    def report(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Report the metrics of a finished step (an epoch, from 1 on); True: pruned, stop here."""
+        return False
+
+    def finish(self, summary: Mapping[str, float]) -> None:
+        """Report the final figures of the run."""
+
+
+CURRENT: ContextVar[Trial] = ContextVar("trial", default=Trial())
+
+
+def current_trial() -> Trial:
+    """The trial that this task runs for. Outside of a sweep its methods do nothing."""
+    return CURRENT.get()
