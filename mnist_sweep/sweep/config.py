@@ -5,30 +5,43 @@ from typing import Any, Literal
 
 from mnist_sweep.common.schema import schema
 
+# Keys and config groups that configure the sweep itself, not its trials.
+OWN_KEYS = ("sweep", "search", "pruner", "space")
+
 
 @schema
 class SweepConfig:
-    """A sweep: what `-m` runs."""
+    """Settings of a sweep, that is of a command with `-m`."""
 
-    name: str | None = None  # of the study and the directory; null: a new one from the time
-    n_trials: int | None = None  # COMPLETE + PRUNED of the whole study; null: the grid, or 30
-    n_jobs: int | None = None  # workers; null: 1 on the CPU, GPUs x trials_per_gpu otherwise
+    name: str | None = None  # of the study and its directory; null: a new name made of the time
+    n_trials: int | None = (
+        None  # COMPLETE + PRUNED trials of the whole study; null: the grid, or 30
+    )
+    n_jobs: int | None = None  # workers; null: 1 on the CPU, otherwise GPUs x trials_per_gpu
     trials_per_gpu: int = 1
-    space: dict[str, Any] = field(
-        default_factory=dict
-    )  # parameter -> choice(), range(), interval()
-    when: dict[str, Any] = field(default_factory=dict)  # parameter -> {other: values that allow it}
-    sampler: dict[str, Any] | None = None  # a class of optuna.samplers; null: grid, or TPE
-    pruner: dict[str, Any] | None = None  # a class of optuna.pruners; null: none
-    objectives: dict[str, str] | None = None  # metric -> direction, for more than one; no pruning
+    # parameter -> choice(), range() or interval()
+    space: dict[str, Any] = field(default_factory=dict)
+    # conditional parameter -> {other parameter: values with which it exists}
+    when: dict[str, Any] = field(default_factory=dict)
+    sampler: dict[str, Any] | None = None  # a class of optuna.samplers; null: the grid, or TPE
+    pruner: dict[str, Any] | None = None  # a class of optuna.pruners; null: no pruning
+    objectives: dict[str, str] | None = (
+        None  # metric -> direction, if there are several; no pruning
+    )
     seed: int = "${seed}"  # type: ignore[assignment]  # of the sampler
-    duplicates: Literal["allow", "skip"] = "allow"  # a point that was tried before
+    duplicates: Literal["allow", "skip"] = "allow"  # points that were tried before
     max_failure_rate: float = 1.0  # failed trials / n_trials above which the sweep stops
     retries: int = 2  # of a trial whose process died
-    grace_s: int = 60  # a worker that shows no sign of life for this long is dead
-    trial_timeout_s: float | None = None  # after which a trial is ended and FAIL
+    grace_s: int = 60  # heartbeat timeout, in seconds
+    trial_timeout_s: float | None = None  # seconds after which a trial is stopped and FAILs
     storage: str | None = None  # database URL; null: SQLite under `store`
-    top_k: int | None = None  # keep the models of the best k trials; null: of all
-    extend: bool = False  # allow another space on the same name
-    dry_run: bool = False  # show what would run
-    report: bool = True  # at the end, see `mnist_sweep.report`
+    top_k: int | None = None  # keep only the models of the best k trials; null: keep all
+    extend: bool = False  # accept another search space under the same name
+    dry_run: bool = False  # preview the trials, run nothing
+    report: bool = True  # write the report at the end
+    checkpoint: str | None = (
+        None  # file in a trial's directory from which an interrupted trial resumes
+    )
+    columns: dict[str, str] = field(default_factory=dict)  # leaderboard: metric -> heading
+    # configuration keys whose values may differ when a sweep or a run resumes
+    may_change: list[str] = field(default_factory=list)

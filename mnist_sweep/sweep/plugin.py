@@ -1,18 +1,20 @@
-"""What Hydra sees: the sweeper and the launcher. Imported at every start, so nothing heavy here."""
+"""The sweeper and the launcher that Hydra sees. Imported at every start, so nothing heavy here."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+import mnist_sweep.sweep.config  # noqa: F401  registers the schema `sweep`
+from mnist_sweep.sweep.hydra_internals import BasicLauncher
+
 
 class StudySweeper(Sweeper):
-    """Grids and searches alike, see `mnist_sweep.sweep.driver`."""
+    """Runs grids and searches, see `mnist_sweep.sweep.driver`."""
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -29,34 +31,38 @@ class StudySweeper(Sweeper):
 
 
 class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
-    """One process a worker on this machine, each started again when it dies.
+    """Starts one process for each worker on this machine, and restarts workers that die.
 
-    Our own because a death must cost one trial and no more: joblib's pool kills every other
-    worker when one dies, and submitit's driver learns of a death only when it comes to that job.
-    What is no worker of ours, a job of another sweeper, runs here and now as Hydra's default does it.
+    A death must cost one trial and no more. joblib's pool kills all workers when one dies, and
+    submitit's driver notices a death only when it reaches that job. The jobs of another sweeper run
+    in this process, as with Hydra's basic launcher.
     """
 
     def __init__(self, restarts: int) -> None:
         super().__init__()
-        self.restarts = restarts  # of a worker that died, in a row without a second of life
+        self.restarts = restarts  # in a row, of a worker that dies within seconds
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         if not hasattr(self.task_function, "mark_interrupted"):
             return super().launch(job_overrides, initial_job_idx)  # type: ignore[no-any-return]
-        from mnist_sweep.sweep.worker_pool import run_all
+        from mnist_sweep.sweep.worker_pool import run_workers
 
         job: Any = (self.hydra_context, self.task_function, self.config)
-        run_all(job, job_overrides, initial_job_idx, self.restarts)
+        run_workers(job, job_overrides, initial_job_idx, self.restarts)
         return []
 
 
-# The settings of a sweep are the node `sweep`, see `mnist_sweep.config.SweepConfig`.
 for _kind, _node in {
     "sweeper": {"_target_": "mnist_sweep.sweep.plugin.StudySweeper"},
     "launcher": {"_target_": "mnist_sweep.sweep.plugin.ProcessLauncher", "restarts": 3},
 }.items():
+    # replace: in a worker the store arrives with these entries before this module is imported
     ConfigStore.instance().store(
-        group=f"hydra/{_kind}", name="mnist_sweep", node=_node, provider="mnist_sweep"
+        group=f"hydra/{_kind}",
+        name="mnist_sweep",
+        node=_node,
+        provider="mnist_sweep",
+        replace=True,
     )

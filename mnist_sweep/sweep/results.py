@@ -1,11 +1,11 @@
-"""What came out of a study: configurations over their seeds, which one wins, what to try next."""
+"""Results of a study: configurations averaged over their seeds, the leaderboard, printed commands."""
 
 import json
 import shlex
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -13,34 +13,36 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_sweep.common.errors import without_password
+from mnist_sweep.common.program import program
 from mnist_sweep.sweep import study as storage
-from mnist_sweep.sweep.study import trials
+from mnist_sweep.common.configs import is_under
+from mnist_sweep.sweep.config import OWN_KEYS
+from mnist_sweep.sweep.study import get_trials
 
-ABOUT = "about"  # user attribute of a study: how it was asked for
-AT_THE_EDGE = 0.05  # of the width of an interval
-OVERFIT = 0.01  # accuracy of training above that of validation
+ABOUT = "about"  # user attribute of a study: an About
+COMPARE = "compare the runs"  # label of the link to the runs in the tracking UI
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """Complete trials that differ in nothing but their seed, the earliest first."""
+    """Complete trials that differ only in their seed, the earliest first."""
 
     params: dict[str, Any]
     trials: list[FrozenTrial]
 
     @property
     def scores(self) -> list[float]:
-        """The first objective."""
+        """Each trial's first objective."""
         return [trial.values[0] for trial in self.trials]
 
     @property
     def score(self) -> float:
         return statistics.mean(self.scores)
 
-    def summaries(self, key: str) -> list[float]:
-        """A figure of the runs' summaries, of those that have it."""
-        found = [trial.user_attrs.get(storage.SUMMARY, {}) for trial in self.trials]
-        return [summary[key] for summary in found if key in summary]
+    def summaries(self, metric: str) -> list[float]:
+        """A metric of the runs' summaries, from the runs that have it."""
+        summaries = [trial.user_attrs.get(storage.SUMMARY, {}) for trial in self.trials]
+        return [summary[metric] for summary in summaries if metric in summary]
 
     @property
     def name(self) -> str:
@@ -48,12 +50,12 @@ class Configuration:
 
 
 def ranked(study: optuna.Study) -> list[Configuration]:
-    """All configurations with a complete trial, the best mean of the first objective first."""
+    """All configurations with a complete trial, ordered by the mean of the first objective."""
     groups: dict[str, list[FrozenTrial]] = defaultdict(list)
-    for trial in trials(study, TrialState.COMPLETE):
+    for trial in get_trials(study, TrialState.COMPLETE):
         groups[json.dumps(_without_seed(trial), sort_keys=True)].append(trial)
-    found = [Configuration(_without_seed(group[0]), group) for group in groups.values()]
-    return sorted(found, key=lambda c: c.score, reverse=maximizes(study))
+    configurations = [Configuration(_without_seed(group[0]), group) for group in groups.values()]
+    return sorted(configurations, key=lambda c: c.score, reverse=maximizes(study))
 
 
 def maximizes(study: optuna.Study) -> bool:
@@ -62,12 +64,14 @@ def maximizes(study: optuna.Study) -> bool:
 
 @dataclass(frozen=True)
 class About:
-    """How a study was asked for; what a report needs beside its trials."""
+    """How a sweep was started: what a report needs besides the trials."""
 
     metrics: list[str]  # a name for each objective
     fixed: list[str]  # overrides of every trial
     directory: str
-    link: str = ""  # to its runs in MLflow's UI
+    link: str = ""  # to the runs in the tracking UI
+    columns: dict[str, str] = field(default_factory=dict)  # leaderboard: metric -> heading
+    program: list[str] = field(default_factory=program)
 
     def save(self, study: optuna.Study) -> None:
         study.set_user_attr(ABOUT, vars(self))
@@ -77,33 +81,66 @@ class About:
         return cls(**study.user_attrs[ABOUT])
 
     def command(self, params: Mapping[str, Any], *more: str, multirun: bool = False) -> str:
-        """That trains `params`, exactly; `more` overrides both."""
-        named = {o.partition("=")[0] for o in more}
-        exact = [*self.fixed, *(f"{name}={value}" for name, value in params.items())]
-        free = ("sweep.", "search=", "pruner=")
-        kept = [o for o in exact if not o.startswith(free) and o.partition("=")[0] not in named]
+        """The command that trains `params` exactly; the overrides `more` win over both."""
+        changed = {override.partition("=")[0] for override in more}
+        overrides = [*self.fixed, *(f"{name}={value}" for name, value in params.items())]
+        kept = [
+            without_password(override)  # a report is passed on to others
+            for override in overrides
+            if (key := override.partition("=")[0]) not in changed and not is_under(key, OWN_KEYS)
+        ]
         flag = ["-m"] if multirun else []
-        shown = [without_password(argument) for argument in kept]  # of a page that is passed on
-        return shlex.join(["python", "-m", "mnist_sweep", *flag, *shown, *more])
+        return shlex.join([*self.program, *flag, *kept, *more])
+
+
+def leaderboard(study: optuna.Study) -> list[dict[str, str]]:
+    """One row of {heading: text} for each configuration with a complete trial, the best first.
+
+    Columns are the rank, the first trial, the number of seeds if there are several, the parameters,
+    each objective, and the metrics in `About.columns`. Values are means ± standard deviations over
+    the seeds.
+    """
+    about, configurations = About.of(study), ranked(study)
+    several_seeds = any(len(each.trials) > 1 for each in configurations)
+    rows = []
+    for rank, each in enumerate(configurations, start=1):
+        row = {"rank": str(rank), "trial": str(each.trials[0].number)}
+        if several_seeds:
+            row["seeds"] = str(len(each.trials))
+        row["parameters"] = each.name
+        for i, metric in enumerate(about.metrics):
+            values = [trial.values[i] for trial in each.trials]
+            row[heading(metric)] = format_metric(metric, values)
+        for metric, title in about.columns.items():
+            row.setdefault(title, format_metric(metric, each.summaries(metric)))
+        rows.append(row)
+    return rows
+
+
+def heading(metric: str) -> str:
+    """The metric's name with its unit."""
+    return f"{metric} %" if metric.endswith("accuracy") else metric
 
 
 def format_metric(metric: str, values: Sequence[float]) -> str:
-    """Mean and, of several, standard deviation: accuracies in percent."""
+    """The mean, and of several values ± the standard deviation; accuracies in percent."""
     if not values:
         return ""
-    factor, digits = (100, 2) if metric.endswith("accuracy") else (1, 4)
-    mean = f"{factor * statistics.mean(values):.{digits}f}"
-    if len(values) == 1:
-        return mean
-    return f"{mean} ± {factor * statistics.stdev(values):.{digits}f}"
-
-
-def _without_seed(trial: FrozenTrial) -> dict[str, Any]:
-    return {name: value for name, value in trial.params.items() if name != "seed"}
+    mean = statistics.mean(values)
+    if metric.endswith("accuracy"):
+        factor, pattern = 100, ".2f"
+    elif all(float(value).is_integer() for value in values):
+        factor, pattern = 1, ",.0f"
+    else:
+        factor, pattern = 1, ",.1f" if abs(mean) >= 100 else ".4f"
+    text = f"{factor * mean:{pattern}}"
+    if len(values) == 1 or (deviation := statistics.stdev(values)) == 0:
+        return text
+    return f"{text} ± {factor * deviation:{pattern}}"
 
 
 def assignments(params: Mapping[str, Any]) -> str:
-    """For the eye; four digits do not name a point exactly."""
+    """Parameters for display; four digits do not name a point exactly."""
     return " ".join(f"{name}={short(value)}" for name, value in params.items())
 
 
@@ -113,3 +150,7 @@ def shorten(name: str, most: int = 60) -> str:
 
 def short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _without_seed(trial: FrozenTrial) -> dict[str, Any]:
+    return {name: value for name, value in trial.params.items() if name != "seed"}

@@ -1,4 +1,4 @@
-"""Samplers and pruners from their configuration."""
+"""Samplers and pruners built from their configuration."""
 
 import inspect
 from collections.abc import Callable
@@ -12,15 +12,16 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial
 
 from mnist_sweep.common.build import bind, build
+from mnist_sweep.sweep.optuna_internals import all_trials
 from mnist_sweep.sweep.study import DUPLICATE, REPLACED
 
 
 class SeededSampler:
-    """A fresh sampler for every trial, seeded by the trial's place in the study.
+    """Makes a fresh sampler for every trial, seeded by the trial's place in the study.
 
-    One seed for all workers would make them sample the same points; a seed a worker would make
-    the points depend on who is faster. Trials that were replaced take no place, so that a study
-    that was interrupted goes on with the very points it would have had.
+    With one seed, all workers would sample the same points. With a seed for each worker, the points
+    would depend on which worker is faster. Replaced trials do not count, so that an interrupted study
+    continues with the points that it would have had.
     """
 
     def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
@@ -28,16 +29,14 @@ class SeededSampler:
         self._sampler = make(seed)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        # of the storage: Hyperband's study shows only the trials of one bracket
-        found = study._storage.get_all_trials(study._study_id, deepcopy=False)
-        earlier = [t for t in found if t.number < trial.number]
+        earlier = [t for t in all_trials(study) if t.number < trial.number]
         place = sum(t.user_attrs.get(REPLACED, DUPLICATE) == DUPLICATE for t in earlier)
         seed = int(np.random.SeedSequence((self._seed, place)).generate_state(1)[0])
         self._sampler = self._make(seed)
         self._sampler.before_trial(study, trial)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_sampler":  # of a copy that is not made yet
+        if name == "_sampler":  # of a copy under construction
             raise AttributeError(name)
         return getattr(self._sampler, name)
 

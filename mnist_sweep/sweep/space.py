@@ -1,8 +1,8 @@
-"""What a sweep varies, told in Hydra's override grammar."""
+"""The search space of a sweep, written in Hydra's override grammar."""
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,32 +20,29 @@ from optuna.distributions import (
     distribution_to_json,
 )
 
+from mnist_sweep.common.configs import is_under
 from mnist_sweep.common.errors import UserError, did_you_mean
-
-# Overrides that may change between two calls of one sweep.
-FREE = (
-    *("sweep.", "search=", "pruner=", "tracking=", "tracking."),
-    *("device=", "store=", "data.root="),
-)
+from mnist_sweep.sweep.config import OWN_KEYS
+from mnist_sweep.sweep.optuna_internals import suggest
 
 
 @dataclass(frozen=True)
 class Space:
-    """The varied parameters by their override's name, in the order written."""
+    """The parameters that vary, by the name of their override, in the order written."""
 
     distributions: dict[str, BaseDistribution]
-    fixed: list[str]  # overrides that hold for every trial
-    # parameter -> {other parameter or config group: the values with which it exists}
+    fixed: list[str]  # overrides of every trial
+    # conditional parameter -> {other parameter or config group: values with which it exists}
     when: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
-    # parameters that are drawn, be they whole numbers or not
+    # parameters given as interval(...), which make the space more than a grid
     intervals: frozenset[str] = frozenset()
 
     def suggest(self, trial: Trial, config: DictConfig) -> dict[str, Any]:
-        """Draw the parameters of `trial`, the conditional ones after those they hang on."""
+        """Draw the parameters of `trial`, conditional ones after the parameters they depend on."""
         drawn: dict[str, Any] = {}
         for name in sorted(self.distributions, key=lambda name: name in self.when):
             if self._exists(name, drawn, config):
-                drawn[name] = trial._suggest(name, self.distributions[name])
+                drawn[name] = suggest(trial, name, self.distributions[name])
         return drawn
 
     def _exists(self, name: str, drawn: Mapping[str, Any], config: DictConfig) -> bool:
@@ -58,7 +55,7 @@ class Space:
         return all(current(key) in allowed for key, allowed in self.when.get(name, {}).items())
 
     def example(self, config: DictConfig) -> dict[str, Any]:
-        """A point: of every parameter the first choice or the lower end."""
+        """One point of the space: the first choice or the lower bound of every parameter."""
         point: dict[str, Any] = {}
         for name in sorted(self.distributions, key=lambda name: name in self.when):
             distribution: Any = self.distributions[name]
@@ -72,7 +69,7 @@ class Space:
         return not self.intervals
 
     def grid(self, config: DictConfig) -> dict[str, dict[str, Any]]:
-        """Every combination by its JSON, in the order written, the last parameter fastest."""
+        """Every combination, keyed by its JSON; the last parameter varies fastest."""
         to_choices = OptunaSweeperImpl._to_grid_sampler_choices
         choices = {name: to_choices(d) for name, d in self.distributions.items()}
         points: dict[str, dict[str, Any]] = {}
@@ -82,20 +79,22 @@ class Space:
             points.setdefault(json.dumps(kept, sort_keys=True), kept)
         return points
 
-    def fingerprint(self) -> dict[str, Any]:
-        """What must stay the same for trials to belong to one study."""
+    def fingerprint(self, may_change: Iterable[str]) -> dict[str, Any]:
+        """What must stay the same for all trials of one study."""
+        free = (*OWN_KEYS, *may_change)
+        fixed = (override.partition("=")[::2] for override in self.fixed)
         return {
             **{name: distribution_to_json(d) for name, d in self.distributions.items()},
             **{f"when {name}": dict(condition) for name, condition in self.when.items()},
-            **dict(o.partition("=")[::2] for o in self.fixed if not o.startswith(FREE)),
+            **{key: value for key, value in fixed if not is_under(key, free)},
         }
 
 
 def parse(settings: DictConfig, arguments: list[str]) -> Space:
-    """The space of `sweep.space`, overridden by the command line: a plain value there fixes it.
+    """The space of `sweep.space`, overridden by the command line, where a plain value fixes a parameter.
 
     Raises:
-        UserError: an entry is no override of Hydra's grammar, or `when` names no parameter.
+        UserError: an entry does not follow Hydra's override grammar, or `when` names no parameter.
     """
     parser = OverridesParser.create()
     declared = [f"{name}={value}" for name, value in settings.space.items()]
@@ -116,7 +115,7 @@ def parse(settings: DictConfig, arguments: list[str]) -> Space:
             fixed.append(override.input_line)
     if unknown := [name for name in settings.when if name not in known]:
         hint = did_you_mean(unknown[0], list(known))
-        raise UserError(f"sweep.when.{unknown[0]}: no parameter of the space{hint}")
+        raise UserError(f"sweep.when.{unknown[0]}: not a parameter of the space{hint}")
     when = {
         name: {
             key: [str(v) for v in (allowed if OmegaConf.is_list(allowed) else [allowed])]
@@ -130,8 +129,8 @@ def parse(settings: DictConfig, arguments: list[str]) -> Space:
 
 def _distribution(override: Override) -> BaseDistribution:
     try:
-        found = create_optuna_distribution_from_override(override)
+        distribution = create_optuna_distribution_from_override(override)
     except (ValueError, NotImplementedError, AssertionError) as error:
         raise UserError(f"{override.input_line}: {error}") from error
-    assert isinstance(found, BaseDistribution)
-    return found
+    assert isinstance(distribution, BaseDistribution)
+    return distribution

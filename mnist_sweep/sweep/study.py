@@ -1,10 +1,10 @@
-"""The study in its database: opened, its dead trials found, their parameters given back."""
+"""The study in its database: opening it, finding dead trials, queueing their parameters again."""
 
 import json
 import logging
 import time
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import optuna
 from filelock import FileLock
+from omegaconf import DictConfig
 from optuna.exceptions import (
     ExperimentalWarning,
     StorageInternalError,
@@ -24,36 +25,38 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from mnist_sweep.common import processes
 from mnist_sweep.common.errors import UserError, without_password
-from mnist_sweep.sweep.space import FREE
+from mnist_sweep.sweep import optuna_internals
+from mnist_sweep.common.configs import is_under
+from mnist_sweep.sweep.config import OWN_KEYS
 
 log = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats, groups of parameters
-warnings.filterwarnings("ignore", "Heartbeat of storage")  # Pulse beats outside Study.optimize
+warnings.filterwarnings("ignore", "Heartbeat of storage")  # workers beat outside Study.optimize
 
-QUEUE_LENGTH = 64  # of a grid's points
-LOCK_TIMEOUT_S = 60  # SQLite's own is 5 s, less than a long write of another process may take
-FIRST_CONTACTS = 5  # with a new database on a server
+QUEUE_LENGTH = 64  # points of a grid in the queue at once
+LOCK_TIMEOUT_S = 60  # SQLite's default of 5 s is less than a long write of another process takes
+FIRST_CONTACTS = 5  # attempts to open a new database on a server
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 # User attributes of a trial.
-WORKER = "worker"  # processes.process_identity of the process that runs it
-INVOCATION = "invocation"  # of the driver that asked for it
-REPLACED = "replaced"  # why this FAIL is not of the trial's own making, one of:
+WORKER = "worker"  # process_identity() of the process that runs the trial
+INVOCATION = "invocation"  # of the driver that asked for the trial
+REPLACED = "replaced"  # reason for a FAIL that is not the trial's own fault, one of:
 STALE, INTERRUPTED, SURPLUS, DUPLICATE = "stale", "interrupted", "surplus", "duplicate"
-DEATHS = "deaths"  # how many processes died over these parameters
+DEATHS = "deaths"  # how many processes died while running these parameters
 DIRECTORY = "directory"
 RESUME = "resume"  # directory of an earlier attempt that left a checkpoint
 ERROR = "error"
-SUMMARY = "summary"  # figures of the run
-GRID = "grid"  # the point of a grid, as JSON
+SUMMARY = "summary"  # final metrics of the run
+GRID = "grid"  # point of a grid, as JSON
 
 
 class ExactStorage(RDBStorage):
-    """Hands a queued trial to one worker, and a dead one to one reaper.
+    """Gives a queued trial to one worker only, and a dead trial to one reaper only.
 
-    Optuna relies on SELECT ... FOR UPDATE for that, which SQLite ignores: of 60 queued trials,
-    4 workers ran 10 twice.
+    Optuna relies on SELECT ... FOR UPDATE, which SQLite ignores: 4 workers ran 10 of 60 queued trials
+    twice.
     """
 
     def set_trial_state_values(
@@ -62,7 +65,7 @@ class ExactStorage(RDBStorage):
         if self.engine.dialect.name == "sqlite":
             session = self.scoped_session()
             try:
-                session.execute(text("BEGIN IMMEDIATE"))  # ended by Optuna's own commit or rollback
+                session.execute(text("BEGIN IMMEDIATE"))  # Optuna's own commit or rollback ends it
             except SQLAlchemyError as error:
                 session.close()
                 raise StorageInternalError(str(error)) from error
@@ -78,10 +81,14 @@ def sqlite_path(url: str) -> Path | None:
 
 
 def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
-    """An RDBStorage with heartbeats. Raises UserError where the database is not to be had."""
+    """Open the database, with heartbeats.
+
+    Raises:
+        UserError: the database cannot be opened, its driver is missing, or it is a journal file.
+    """
     if url.startswith("journal"):
         raise UserError(
-            f"sweep.storage={url}: a journal with a torn last line is unreadable for good; "
+            f"sweep.storage={url}: a journal file with a torn last line cannot be read again; "
             "expected sqlite:///file or postgresql://..."
         )
     arguments = {"timeout": LOCK_TIMEOUT_S} if url.startswith("sqlite") else {}
@@ -106,26 +113,29 @@ def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
 
 
 def create_study(url: str, grace_s: int, name: str, directions: list[Any]) -> optuna.Study:
-    """The study `name`, new or as it was left. Two first contacts at once would spoil an SQLite file."""
+    """Create the study, or load it if it exists.
+
+    Raises:
+        UserError: the database cannot be opened, or the study has other objectives.
+    """
     path = sqlite_path(url)
     if path is None:
         storage = _open_on_server(url, grace_s)
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # two processes that create the tables of an SQLite file at once would corrupt it
         with FileLock(path.with_suffix(".lock"), timeout=LOCK_TIMEOUT_S):
             storage = open_storage(url, grace_s, create=True)
     study = optuna.create_study(
         storage=storage, study_name=name, directions=directions, load_if_exists=True
     )
     if study.directions != optuna.create_study(directions=directions).directions:
-        raise UserError(
-            f"the sweep {name} was begun with other objectives; take another sweep.name"
-        )
+        raise UserError(f"the sweep {name} has other objectives; choose another sweep.name")
     return study
 
 
 def _open_on_server(url: str, grace_s: int) -> RDBStorage:
-    """Of two that make the tables at once, on hosts with no lock in common, one finds them half made."""
+    """Retry: of two hosts that create the tables at once, one finds them half made."""
     for _ in range(FIRST_CONTACTS - 1):
         try:
             return open_storage(url, grace_s, create=True)
@@ -136,52 +146,60 @@ def _open_on_server(url: str, grace_s: int) -> RDBStorage:
     return open_storage(url, grace_s, create=True)
 
 
-def trials(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
+def get_trials(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=states or None)
 
 
+def count(trials: Iterable[FrozenTrial], *states: TrialState) -> int:
+    return sum(trial.state in states for trial in trials)
+
+
 def own_failure(trial: FrozenTrial) -> bool:
-    """FAIL by what the trial did, not by what was done to it."""
+    """Whether the trial itself failed, rather than being interrupted or replaced."""
     return trial.state is TrialState.FAIL and REPLACED not in trial.user_attrs
 
 
-def reap(study: optuna.Study, grace_s: int, retries: int) -> None:
-    """Give back the RUNNING trials whose process ended, or showed no sign of life for `grace_s`."""
-    running = trials(study, TrialState.RUNNING)
+def reap(study: optuna.Study, settings: DictConfig) -> None:
+    """Queue again the RUNNING trials whose process ended or whose heartbeat timed out."""
+    running = get_trials(study, TrialState.RUNNING)
     if not running:
         return
-    silent = set(study._storage._get_stale_trial_ids(study._study_id))  # type: ignore[attr-defined]
+    silent = optuna_internals.stale_trial_ids(study)
     for trial in running:
         worker = trial.user_attrs.get(WORKER)
         started = trial.datetime_start or datetime.now()
         if worker is None:  # its process ended right after it asked
-            dead = (datetime.now() - started).total_seconds() > grace_s
-        elif processes.is_here(worker):  # a beat may be late, a process is there or not
+            dead = (datetime.now() - started).total_seconds() > settings.grace_s
+        elif processes.is_here(worker):  # on this host the process table is more reliable
             dead = processes.is_dead(worker)
         else:
-            dead = trial._trial_id in silent
+            dead = optuna_internals.trial_id(trial) in silent
         if dead:
-            count_death(study, trial, retries)
+            count_death(study, trial, settings)
 
 
-def count_death(study: optuna.Study, trial: FrozenTrial, retries: int) -> None:
-    """Give back a trial whose process ended before it did, or FAIL it the (`retries` + 1)th time."""
+def count_death(study: optuna.Study, trial: FrozenTrial, settings: DictConfig) -> None:
+    """Queue a trial again whose process died, or FAIL it after `settings.retries` retries."""
     deaths = trial.user_attrs.get(DEATHS, 0) + 1
-    if deaths > retries:
+    if deaths > settings.retries:
         fail(study, trial, f"its process died {deaths} times")
     else:
-        give_back(study, trial, STALE, {DEATHS: deaths})
+        requeue(study, trial, STALE, settings, {DEATHS: deaths})
 
 
-def give_back(
-    study: optuna.Study, trial: FrozenTrial, why: str, attributes: dict[str, Any] | None = None
+def requeue(
+    study: optuna.Study,
+    trial: FrozenTrial,
+    why: str,
+    settings: DictConfig,
+    attributes: Mapping[str, Any] | None = None,
 ) -> None:
-    """FAIL this trial as `replaced`, and queue its parameters as a new one with its checkpoint."""
+    """FAIL this trial as replaced, and queue its parameters as a new trial with its checkpoint."""
     if not fail(study, trial, why, mark=REPLACED):
         return  # another process was faster, or the trial ended after all
     kept = {k: v for k, v in trial.user_attrs.items() if k in (DEATHS, RESUME, GRID)}
     directory = trial.user_attrs.get(DIRECTORY)
-    if directory and (Path(directory) / "last.pt").exists():
+    if has_checkpoint(directory, settings):
         kept[RESUME] = directory
     study.add_trial(
         optuna.create_trial(
@@ -195,18 +213,25 @@ def give_back(
     log.info("trial %d is %s: its parameters go back to the queue", trial.number, why)
 
 
+def has_checkpoint(directory: str | None, settings: DictConfig) -> bool:
+    """Whether a trial's directory, which may be on another host, holds `settings.checkpoint`."""
+    if not directory or not settings.checkpoint:
+        return False
+    return (Path(directory) / str(settings.checkpoint)).exists()
+
+
 def fail(study: optuna.Study, trial: FrozenTrial, why: str, mark: str = ERROR) -> bool:
-    """FAIL a trial that is not finished, saying why; False where it was finished already."""
+    """FAIL an unfinished trial and record why; False if it was finished already."""
     with suppress(UpdateFinishedTrialError):
-        study._storage.set_trial_user_attr(trial._trial_id, mark, why)
-        return study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        optuna_internals.set_trial_attribute(study, trial, mark, why)
+        return optuna_internals.set_state(study, trial, TrialState.FAIL)
     return False
 
 
-def of_points(found: Iterable[FrozenTrial], keys: Collection[str]) -> dict[str, FrozenTrial]:
-    """The trial that counts for each point of a grid: the finished one, else the latest."""
+def of_points(trials: Iterable[FrozenTrial], keys: Collection[str]) -> dict[str, FrozenTrial]:
+    """The trial that counts for each point of a grid: the finished one, otherwise the latest."""
     counting: dict[str, FrozenTrial] = {}
-    for trial in found:
+    for trial in trials:
         key = trial.user_attrs.get(GRID, "")
         surplus = trial.user_attrs.get(REPLACED) == SURPLUS
         done = key in counting and counting[key].state in DONE
@@ -221,16 +246,16 @@ def enqueue_grid(
     failed_before: Collection[int],
     lock: Path,
 ) -> None:
-    """Queue the next points of a grid that have no trial, or one that failed in an earlier call.
+    """Queue the next points of a grid that have no trial, or whose trial failed in an earlier call.
 
-    A few at a time: Optuna reads every queued trial anew at each look. Under a file lock, for
-    workers that come at once would queue the same points; where it is not shared, a worker finds
-    out (`Worker._is_surplus`).
+    It queues a few at a time, because Optuna reads every queued trial anew at each look. The file
+    lock keeps workers from queueing the same points. Hosts without a common lock file are covered
+    by `Worker._is_surplus`.
     """
     with FileLock(lock, timeout=LOCK_TIMEOUT_S):
-        found = trials(study)
-        counting = of_points(found, points)
-        room = QUEUE_LENGTH if not count(found, TrialState.WAITING) else 0
+        trials = get_trials(study)
+        counting = of_points(trials, points)
+        room = QUEUE_LENGTH if not count(trials, TrialState.WAITING) else 0
         for key, point in points.items():
             if room and (key not in counting or _is_open(counting[key], failed_before)):
                 study.enqueue_trial(point, user_attrs={GRID: key})
@@ -238,41 +263,40 @@ def enqueue_grid(
 
 
 def _is_open(trial: FrozenTrial, failed_before: Collection[int]) -> bool:
-    """A point whose trial failed is tried again, of its own making only in a later call.
+    """Whether a point needs another trial.
 
-    Two drivers that each try again what failed under the other would never end.
+    A trial that failed by itself is tried again only in a later call: two drivers that each retried
+    what failed under the other would never end.
     """
-    given_back = trial.state is TrialState.FAIL and not own_failure(trial)
-    return given_back or trial.number in failed_before
+    replaced = trial.state is TrialState.FAIL and not own_failure(trial)
+    return replaced or trial.number in failed_before
 
 
-def count(found: Iterable[FrozenTrial], *states: TrialState) -> int:
-    return sum(trial.state in states for trial in found)
-
-
-def check_fingerprint(study: optuna.Study, fingerprint: dict[str, Any], *, extend: bool) -> None:
-    """Remember what the study is of. Raises UserError where it was something else before."""
+def check_fingerprint(
+    study: optuna.Study, fingerprint: dict[str, Any], settings: DictConfig
+) -> None:
+    """Remember the search space of the study. Raises UserError if it was another one before."""
     now = json.loads(json.dumps(fingerprint))
     stored = study.user_attrs.get("fingerprint", now)
-    # earlier versions kept some of what is free now
-    before = {k: v for k, v in stored.items() if k in now or not f"{k}=".startswith(FREE)}
+    free = (*OWN_KEYS, *settings.may_change)
+    before = {k: v for k, v in stored.items() if k in now or not is_under(k, free)}
     changed = {k for k in before.keys() | now.keys() if before.get(k) != now.get(k)}
-    # Optuna allows another interval of a parameter, but no other choices.
+    # Optuna allows another interval of a parameter, but no other choices
     choices = {k for k in changed if "Categorical" in f"{before.get(k)}{now.get(k)}"}
-    if changed and not (extend and not choices & before.keys() & now.keys()):
+    if changed and not (settings.extend and not choices & before.keys() & now.keys()):
         differences = "; ".join(
-            f"{k}: {before.get(k, 'not there')} -> {now.get(k, 'not there')}"
-            for k in sorted(changed)
+            f"{k}: {before.get(k, 'absent')} -> {now.get(k, 'absent')}" for k in sorted(changed)
         )
-        way_out = "" if choices else ", or sweep.extend=true to mix them"
+        way_out = "" if choices else ", or set sweep.extend=true to mix them"
         raise UserError(
-            f"the sweep {study.study_name} was begun with another space; {differences}; "
-            f"take another sweep.name{way_out}"
+            f"the sweep {study.study_name} has another search space; {differences}; "
+            f"choose another sweep.name{way_out}"
         )
     study.set_user_attr("fingerprint", now)
 
 
-def wait_until(condition: Any, seconds: float) -> bool:
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Wait for a condition; False if it did not hold in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

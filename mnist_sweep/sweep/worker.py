@@ -1,4 +1,4 @@
-"""The loop of one worker: ask, compose, run, tell, until the budget of the study is filled."""
+"""The loop of a worker: ask for a trial, compose its configuration, run it, tell the result."""
 
 import _thread
 import importlib
@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,63 +20,65 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from mnist_sweep.common import processes
-from mnist_sweep.common import signals as interrupt
-from mnist_sweep.sweep import samplers as search
+from mnist_sweep.common import processes, signals
+from mnist_sweep.sweep import samplers
 from mnist_sweep.sweep import study as storage
+from mnist_sweep.sweep.optuna_internals import frozen, record_heartbeat
 from mnist_sweep.sweep.space import Space
-from mnist_sweep.sweep.study import DONE, count, trials
-from mnist_sweep.training.reporting import REPORTER, TAGS, Reporter
+from mnist_sweep.sweep.study import DONE, count, get_trials
+from mnist_sweep.sweep.trial import CURRENT, Trial
 
 log = logging.getLogger(__name__)
 
-WAIT_S = 0.3  # between two looks while the last trials run elsewhere
-MARK_S = 4  # for the driver to mark an interrupted sweep; shorter than processes.END_S
-HANG_S = 10  # for a trial past its time to obey, before its process is ended
+WAIT_S = 0.3  # between two looks while other workers run the last trials
+MARK_S = 4  # for the driver to mark an interrupted sweep; shorter than worker_pool.END_S
+HANG_S = 10  # for a trial to obey its time limit before its process is ended
 MAX_DUPLICATES = 50  # in a row, after which the space counts as exhausted
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the driver decided, the same for all workers; pickled."""
+    """The driver's decisions, the same for all workers."""
 
-    invocation: str  # names this call of the command
-    # Numbers of trials; by time, the clocks of hosts would have to agree.
+    invocation: str  # identifies this call of the command
+    # numbers of the trials that had failed before; comparing times would need synchronised clocks
     failed_before: frozenset[int]
     study_name: str
     storage_url: str
     space: Space
     n_trials: int
-    grid: dict[str, dict[str, Any]] | None  # its points by their key
-    metrics: list[str]  # of the run's summary, one for each objective
-    settings: DictConfig  # the node `sweep`
+    grid: dict[str, dict[str, Any]] | None  # points by their key
+    metrics: list[str]  # a name for each objective
+    settings: DictConfig  # a SweepConfig
     directory: Path  # of the sweep, absolute
     cwd: str
-    driver: dict[str, str]  # processes.process_identity
-    tags: dict[str, str] = field(default_factory=dict)  # of every trial's run
+    driver: dict[str, str]  # processes.process_identity() of the driver
+    tags: Mapping[str, str]  # for the record of every trial
 
-    def finished(self, found: list[FrozenTrial]) -> int:
-        """Trials that fill the budget; of a grid, points, and a failure in this call is final too."""
+    def finished(self, trials: list[FrozenTrial]) -> int:
+        """Trials that use up the budget; in a grid also the points that failed in this call."""
         if self.grid is None:
-            return count(found, *DONE)
-        counting = storage.of_points(found, self.grid).values()
+            return count(trials, *DONE)
+        counting = storage.of_points(trials, self.grid).values()
         return sum(t.state in DONE or self.is_failure(t) for t in counting)
 
-    def running(self, found: list[FrozenTrial]) -> int:
-        of_mine = found if self.grid is None else storage.of_points(found, self.grid).values()
-        return count(of_mine, TrialState.RUNNING)
+    def running(self, trials: list[FrozenTrial]) -> int:
+        if self.grid is not None:
+            trials = list(storage.of_points(trials, self.grid).values())
+        return count(trials, TrialState.RUNNING)
 
-    def failed(self, found: list[FrozenTrial]) -> list[FrozenTrial]:
-        return [t for t in found if self.is_failure(t)]
+    def failed(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        return [t for t in trials if self.is_failure(t)]
 
     def is_failure(self, trial: FrozenTrial) -> bool:
-        """Of its own making, since the call began, under whichever driver."""
+        """Whether the trial itself failed since this call began, under whichever driver."""
         return storage.own_failure(trial) and trial.number not in self.failed_before
 
 
 def stop(study: optuna.Study, plan: Plan, why: str) -> None:
+    """Ask all workers of this call to stop."""
     study.set_user_attr(f"stop {plan.invocation}", why)
 
 
@@ -85,39 +87,44 @@ def stop_reason(study: optuna.Study, plan: Plan) -> str | None:
     return reason
 
 
-class TrialReporter(Reporter):
-    """Tells Optuna of every epoch and asks it whether to prune."""
+class StudyTrial(Trial):
+    """A trial of an Optuna study."""
 
-    def __init__(self, trial: Trial, metric: str, *, may_report: bool) -> None:
-        self.trial, self.metric, self.may_report = trial, metric, may_report
+    def __init__(self, trial: optuna.Trial, plan: Plan) -> None:
+        self.number, self.sweep, self.tags = trial.number, plan.study_name, plan.tags
+        resume = trial.user_attrs.get(storage.RESUME)
+        # the checkpoint may be on a host whose disk is not shared
+        if resume and storage.has_checkpoint(resume, plan.settings):
+            self.resume_from = Path(resume)
         self.pruned = False
         self.summary: dict[str, float] = {}
+        self._trial, self._metrics = trial, plan.metrics
 
-    def report(self, epoch: int, metrics: Mapping[str, float]) -> bool:
-        if self.may_report:
-            self.trial.report(metrics[self.metric], epoch)
-            self.pruned = self.trial.should_prune()
+    def report(self, step: int, metrics: Mapping[str, float]) -> bool:
+        if len(self._metrics) == 1:  # Optuna cannot prune with several objectives
+            self._trial.report(metrics[self._metrics[0]], step)
+            self.pruned = self._trial.should_prune()
         return self.pruned
 
     def finish(self, summary: Mapping[str, float]) -> None:
         self.summary = dict(summary)
-        self.trial.set_user_attr(storage.SUMMARY, self.summary)
+        self._trial.set_user_attr(storage.SUMMARY, self.summary)
 
 
-class Pulse(threading.Thread):
-    """Beats for one trial, and interrupts it when the sweep stops, the driver dies or time is up."""
+class Heartbeat(threading.Thread):
+    """Beats for one trial. Interrupts it if the sweep stops, the driver dies or its time is up."""
 
-    def __init__(self, study: optuna.Study, trial: Trial, plan: Plan) -> None:
+    def __init__(self, trial: optuna.Trial, plan: Plan) -> None:
         super().__init__(daemon=True)
-        self.study, self.trial, self.plan = study, trial, plan
+        self.trial, self.plan = trial, plan
         self.timed_out = False
         self._over = threading.Event()
-        self._begun = time.monotonic()
+        self._started_at = time.monotonic()
         self._interrupted = False
 
-    def __enter__(self) -> "Pulse":
-        # at once: elsewhere a trial without any beat is never taken for dead
-        self.study._storage.record_heartbeat(self.trial._trial_id)  # type: ignore[attr-defined]
+    def __enter__(self) -> "Heartbeat":
+        # at once: other hosts never consider a trial dead that has no heartbeat
+        record_heartbeat(self.trial)
         self.start()
         return self
 
@@ -125,7 +132,7 @@ class Pulse(threading.Thread):
         self.settle()
 
     def settle(self) -> None:
-        """From here on it interrupts no more."""
+        """Stop interrupting the trial."""
         self._over.set()
         self.join()
 
@@ -133,21 +140,23 @@ class Pulse(threading.Thread):
         interval = min(2.0, self.plan.settings.grace_s / 4)
         while not self._over.wait(interval):
             try:
-                self.study._storage.record_heartbeat(self.trial._trial_id)  # type: ignore[attr-defined]
-                self._look()
-            except Exception as error:  # a beat lost to a busy database is made up by the next
+                record_heartbeat(self.trial)
+                self._check()
+            except (
+                Exception
+            ) as error:  # the next heartbeat makes up for one lost to a busy database
                 log.warning("heartbeat of trial %d: %s", self.trial.number, error)
 
-    def _look(self) -> None:
-        limit = self.plan.settings.trial_timeout_s
-        age = time.monotonic() - self._begun
+    def _check(self) -> None:
+        study, limit = self.trial.study, self.plan.settings.trial_timeout_s
+        age = time.monotonic() - self._started_at
         if limit is not None and age > limit:
             self.timed_out = True
             self._interrupt()
-            if age > limit + HANG_S:  # it hangs where no signal is heard
-                storage.fail(self.study, _frozen(self.study, self.trial), _timeout_text(limit))
+            if age > limit + HANG_S:  # it hangs in code that handles no signals
+                storage.fail(study, frozen(self.trial), _timeout_text(limit))
                 os._exit(1)
-        elif stop_reason(self.study, self.plan) == storage.INTERRUPTED or processes.is_dead(
+        elif stop_reason(study, self.plan) == storage.INTERRUPTED or processes.is_dead(
             self.plan.driver
         ):
             self._interrupt()
@@ -159,7 +168,7 @@ class Pulse(threading.Thread):
 
 
 class Worker:
-    """Handed to a launcher in place of the task function; pickled once a worker."""
+    """Runs trials until the budget is used up. A launcher gets it in place of the task function."""
 
     def __init__(
         self,
@@ -170,10 +179,11 @@ class Worker:
         config: DictConfig,
     ) -> None:
         self.plan, self.task_function, self.config = plan, task_function, config
-        self.hydra_context, self.loader = hydra_context, loader  # loader: of the sweep's own conf/
+        self.hydra_context = hydra_context
+        self.loader = loader  # of the sweep's own copy of the configuration
 
     def __getstate__(self) -> dict[str, Any]:
-        """The task function by name: by value, cloudpickle would choke on its module's globals."""
+        """Pickle the task function by name: cloudpickle cannot pickle its module's globals."""
         state, function = dict(self.__dict__), self.task_function
         if getattr(function, "__module__", "__main__") != "__main__":
             state["task_function"] = (function.__module__, function.__qualname__)
@@ -186,14 +196,14 @@ class Worker:
         self.__dict__.update(state)
 
     def __call__(self, _worker_config: DictConfig) -> int:
-        """Run trials until there are none left; returns how many."""
+        """Run trials until the budget is used up; return how many."""
         os.chdir(self.plan.cwd)  # Ray's workers start elsewhere
-        log.info("worker %d: %s", os.getpid(), _what_it_sees())
+        log.info("worker %d: %s", os.getpid(), _visible_devices())
         study = self._load_study()
         n_run = 0
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, interrupt.obey)  # Ray and a shell's & leave it ignored
-        with interrupt.obeyed():
+            signal.signal(signal.SIGINT, signals.obey)  # Ray and a shell's & leave it ignored
+        with signals.obeyed():
             while (trial := self._next_trial(study)) is not None:
                 self._run(study, trial)
                 n_run += 1
@@ -203,29 +213,29 @@ class Worker:
         return optuna.load_study(
             study_name=self.plan.study_name,
             storage=storage.open_storage(self.plan.storage_url, self.plan.settings.grace_s),
-            sampler=search.make_sampler(self.plan.settings),
-            pruner=search.make_pruner(self.plan.settings),
+            sampler=samplers.make_sampler(self.plan.settings),
+            pruner=samplers.make_pruner(self.plan.settings),
         )
 
     def mark_interrupted(self) -> None:
-        """In the driver, before it ends the workers: what they let go of then is no death."""
+        """Called by the driver before it ends the workers, so that no interrupted trial is a death."""
         stop(self._load_study(), self.plan, storage.INTERRUPTED)
 
-    def _next_trial(self, study: optuna.Study) -> Trial | None:
-        """A trial within the budget, or None when it is filled or the sweep was stopped."""
+    def _next_trial(self, study: optuna.Study) -> optuna.Trial | None:
+        """A trial within the budget; None if the budget is used up or the sweep was stopped."""
         plan, settings = self.plan, self.plan.settings
         while not processes.is_dead(plan.driver):
-            storage.reap(study, settings.grace_s, settings.retries)
-            found = trials(study)
-            failed, finished = len(plan.failed(found)), plan.finished(found)
-            if failed > settings.max_failure_rate * plan.n_trials:
-                stop(study, plan, f"{failed} trials failed (sweep.max_failure_rate)")
-            if stop_reason(study, plan) or finished >= plan.n_trials:
+            storage.reap(study, settings)
+            trials = get_trials(study)
+            n_failed, n_finished = len(plan.failed(trials)), plan.finished(trials)
+            if n_failed > settings.max_failure_rate * plan.n_trials:
+                stop(study, plan, f"{n_failed} trials failed (sweep.max_failure_rate)")
+            if stop_reason(study, plan) or n_finished >= plan.n_trials:
                 return None
-            if finished + plan.running(found) >= plan.n_trials:
-                time.sleep(WAIT_S)  # one of them may die
+            if n_finished + plan.running(trials) >= plan.n_trials:
+                time.sleep(WAIT_S)  # one of the running trials may die
                 continue
-            if plan.grid is not None and not count(found, TrialState.WAITING):
+            if plan.grid is not None and not count(trials, TrialState.WAITING):
                 lock = plan.directory / "grid.lock"
                 storage.enqueue_grid(study, plan.grid, plan.failed_before, lock)
             trial = study.ask()
@@ -235,22 +245,22 @@ class Worker:
             study.tell(trial, state=TrialState.FAIL)
         return None
 
-    def _is_surplus(self, study: optuna.Study, trial: Trial) -> bool:
-        """Exact without a lock: of several that asked at once, the smaller numbers have the budget."""
-        alive = [t for t in trials(study) if t.state is not TrialState.FAIL]
+    def _is_surplus(self, study: optuna.Study, trial: optuna.Trial) -> bool:
+        """Whether trials with smaller numbers use up the budget. This is exact without a lock."""
+        alive = [t for t in get_trials(study) if t.state is not TrialState.FAIL]
         earlier = [t for t in alive if t.number < trial.number]
         if self.plan.grid is None:
             return len(earlier) >= self.plan.n_trials
         key = trial.user_attrs.get(storage.GRID)
-        # without one it was asked for as another worker took the last of the queue
+        # a trial without a point was asked for while another worker took the last of the queue
         return key not in self.plan.grid or any(
             t.user_attrs.get(storage.GRID) == key for t in earlier
         )
 
-    def _run(self, study: optuna.Study, trial: Trial) -> None:
+    def _run(self, study: optuna.Study, trial: optuna.Trial) -> None:
         """Run one trial to exactly one final state."""
-        plan, ret = self.plan, None
-        with Pulse(study, trial, plan) as pulse:
+        plan, ret, handle = self.plan, None, StudyTrial(trial, self.plan)
+        with Heartbeat(trial, plan) as heartbeat:
             try:
                 trial.set_user_attr(storage.WORKER, processes.process_identity())
                 trial.set_user_attr(storage.INVOCATION, plan.invocation)
@@ -259,46 +269,42 @@ class Worker:
                     trial.set_user_attr(storage.REPLACED, storage.DUPLICATE)
                     study.tell(trial, state=TrialState.FAIL)
                     return
-                reporter = TrialReporter(trial, config.objective, may_report=len(plan.metrics) == 1)
-                ret = self._run_job(trial, config, reporter)
-                pulse.settle()
+                ret = self._run_job(config, handle)
+                heartbeat.settle()
             except (KeyboardInterrupt, SystemExit):
-                with interrupt.ignored():
-                    if ret is not None:  # it came as the trial ended
-                        self._tell(study, trial, reporter, ret)
-                    elif pulse.timed_out:
+                with signals.ignored():
+                    if ret is not None:  # the signal came as the trial ended
+                        self._tell(study, trial, handle, ret)
+                    elif heartbeat.timed_out:
                         self._fail(study, trial, _timeout_text(plan.settings.trial_timeout_s))
                     else:
-                        self._let_go(study, trial)
-                if not pulse.timed_out:
+                        self._release(study, trial)
+                if not heartbeat.timed_out:
                     raise
-            except Exception as error:  # of the composition: a point that makes no configuration
+            except Exception as error:  # the composition failed: this point makes no configuration
                 self._fail(study, trial, f"{type(error).__name__}: {error}")
             else:
-                self._tell(study, trial, reporter, ret)
+                self._tell(study, trial, handle, ret)
 
-    def _let_go(self, study: optuna.Study, trial: Trial) -> None:
-        """Give back a trial that was interrupted; where nobody stops the sweep that is a death."""
+    def _release(self, study: optuna.Study, trial: optuna.Trial) -> None:
+        """Queue an interrupted trial again. If nobody stops the sweep, the interruption is a death."""
 
         def is_stopping() -> bool:
             return bool(stop_reason(study, self.plan)) or processes.is_dead(self.plan.driver)
 
-        # Ctrl-C reaches the workers before the driver says so
+        # Ctrl-C reaches the workers before the driver marks the sweep
         if storage.wait_until(is_stopping, MARK_S):
-            storage.give_back(study, _frozen(study, trial), storage.INTERRUPTED)
+            storage.requeue(study, frozen(trial), storage.INTERRUPTED, self.plan.settings)
         else:
-            storage.count_death(study, _frozen(study, trial), self.plan.settings.retries)
+            storage.count_death(study, frozen(trial), self.plan.settings)
 
-    def _compose(self, trial: Trial) -> DictConfig | None:
-        """The trial's configuration; None for a point that was tried before, if those are skipped."""
+    def _compose(self, trial: optuna.Trial) -> DictConfig | None:
+        """The trial's configuration; None if its point was tried before and duplicates are skipped."""
         plan = self.plan
-        drawn = plan.space.suggest(trial, self.config)
+        point = plan.space.suggest(trial, self.config)
         if plan.settings.duplicates == "skip" and self._was_tried(trial):
             return None
-        overrides = [*plan.space.fixed, *(f"{name}={value}" for name, value in drawn.items())]
-        resume = trial.user_attrs.get(storage.RESUME)
-        if resume and (Path(resume) / "last.pt").exists():  # hosts need not share a store
-            overrides.append(f"trainer.resume='{resume}'")
+        overrides = [*plan.space.fixed, *(f"{name}={value}" for name, value in point.items())]
         config = self.loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
             config.hydra.job.id = f"{plan.study_name}-{trial.number}"
@@ -307,16 +313,15 @@ class Worker:
         trial.set_user_attr(storage.DIRECTORY, str(plan.directory / str(trial.number)))
         return config
 
-    def _was_tried(self, trial: Trial) -> bool:
-        earlier = [t for t in trials(trial.study) if t.number < trial.number]
+    def _was_tried(self, trial: optuna.Trial) -> bool:
+        earlier = [t for t in get_trials(trial.study) if t.number < trial.number]
         recent = [t.user_attrs.get(storage.REPLACED) for t in earlier[-MAX_DUPLICATES:]]
         if recent == [storage.DUPLICATE] * MAX_DUPLICATES:
             stop(trial.study, self.plan, f"the last {MAX_DUPLICATES} points were duplicates")
         return any(t.state in DONE and t.params == trial.params for t in earlier)
 
-    def _run_job(self, trial: Trial, config: DictConfig, reporter: TrialReporter) -> JobReturn:
-        tags = {**self.plan.tags, "sweep": self.plan.study_name, "trial": str(trial.number)}
-        tokens = REPORTER.set(reporter), TAGS.set(tags)
+    def _run_job(self, config: DictConfig, handle: StudyTrial) -> JobReturn:
+        token = CURRENT.set(handle)
         hydra_before: Any = HydraConfig.instance().cfg
         try:
             return run_job(
@@ -328,8 +333,7 @@ class Worker:
             )
         finally:  # an interrupt early in run_job skips its own restoring
             HydraConfig.instance().cfg = hydra_before
-            REPORTER.reset(tokens[0])
-            TAGS.reset(tokens[1])
+            CURRENT.reset(token)
             if hydra_before is not None:
                 configure_log(
                     hydra_before.hydra.job_logging,
@@ -338,48 +342,43 @@ class Worker:
                 )
 
     def _tell(
-        self, study: optuna.Study, trial: Trial, reporter: TrialReporter, ret: JobReturn
+        self, study: optuna.Study, trial: optuna.Trial, handle: StudyTrial, ret: JobReturn
     ) -> None:
         if ret.status is not JobStatus.COMPLETED:
             error = ret._return_value
             self._fail(study, trial, f"{type(error).__name__}: {error}")
-        elif reporter.pruned:
+        elif handle.pruned:
             study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
         else:
             try:
-                values = self._values(reporter, ret.return_value)
+                values = self._values(handle, ret.return_value)
             except (KeyError, TypeError, ValueError) as error:
-                known = ", ".join(reporter.summary) or "what the task returns"
+                known = ", ".join(handle.summary) or "the task's return value"
                 self._fail(study, trial, f"no objective {error}; there are {known}")
                 return
             if all(math.isfinite(value) for value in values):
-                study.tell(trial, values, skip_if_finished=True)  # given up on from elsewhere
+                study.tell(
+                    trial, values, skip_if_finished=True
+                )  # another host may have given it up
             else:
                 self._fail(study, trial, f"the objective is not finite: {values}")
 
-    def _values(self, reporter: TrialReporter, returned: Any) -> list[float]:
-        """The objectives, from the run's summary; of another task function, what it returned."""
-        names = self.plan.metrics
-        if not self.plan.settings.objectives or not reporter.summary:
+    def _values(self, handle: StudyTrial, returned: Any) -> list[float]:
+        """The objectives: several from the run's summary if it has one, else the returned values."""
+        if not self.plan.settings.objectives or not handle.summary:
             many = returned if isinstance(returned, list | tuple) else [returned]
             return [math.nan if value is None else float(value) for value in many]
-        best = {name.removeprefix("best/"): v for name, v in reporter.summary.items()}
-        best |= reporter.summary
-        return [best[name] for name in names]
+        return [handle.summary[name] for name in self.plan.metrics]
 
-    def _fail(self, study: optuna.Study, trial: Trial, why: str) -> None:
+    def _fail(self, study: optuna.Study, trial: optuna.Trial, why: str) -> None:
         log.error("trial %d failed: %s", trial.number, why)
-        storage.fail(study, _frozen(study, trial), why[:2000])
-
-
-def _frozen(study: optuna.Study, trial: Trial) -> FrozenTrial:
-    return study._storage.get_trial(trial._trial_id)
+        storage.fail(study, frozen(trial), why[:2000])
 
 
 def _timeout_text(limit: float | None) -> str:
     return f"longer than sweep.trial_timeout_s={limit:g}"
 
 
-def _what_it_sees() -> str:
+def _visible_devices() -> str:
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
     return f"GPU {gpus or 'none'}, {os.environ.get('OMP_NUM_THREADS', 'all')} threads"

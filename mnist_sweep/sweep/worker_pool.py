@@ -1,4 +1,4 @@
-"""The processes of ProcessLauncher: started, watched, started again, ended."""
+"""The worker processes of ProcessLauncher: starts, watches, restarts and ends them."""
 
 import logging
 import multiprocessing
@@ -17,21 +17,23 @@ from hydra.core.utils import JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from mnist_sweep.common import signals as interrupt
+from mnist_sweep.common import signals
 
 log = logging.getLogger(__name__)
 
-END_S = 5  # for a worker to let go of its trial after SIGTERM
-SHORT_LIFE_S = 10
+END_S = 5  # for a worker to release its trial after SIGTERM
+SHORT_LIFE_S = 10  # a worker that dies sooner counts towards `restarts`
 
 Job = tuple[HydraContext, TaskFunction, DictConfig]
 
 
-def run_all(
+def run_workers(
     job: Job, job_overrides: Sequence[Sequence[str]], first_index: int, restarts: int
 ) -> None:
-    """Run every worker in a process of its own, until each has ended well or died too often."""
-    context = multiprocessing.get_context("spawn")  # fork does not go with threads and CUDA
+    """Run every worker in its own process until each has ended or died too often."""
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # a fork cannot use CUDA and copies locked threads
     setup_globals()
     payload = cloudpickle.dumps((*job, Singleton.get_state()))
     log_dir = Path(OmegaConf.select(job[2], "hydra.sweep.dir")).resolve() / ".workers"
@@ -64,12 +66,12 @@ def run_all(
                 if failures[slot] <= restarts:
                     running[slot] = start(slot)
     except (KeyboardInterrupt, SystemExit):
-        # a database that is locked must not take the signal's place
-        with interrupt.ignored(), suppress(Exception):
+        # a locked database must not hide the signal
+        with signals.ignored(), suppress(Exception):
             job[1].mark_interrupted()  # type: ignore[attr-defined]
         raise
     finally:
-        with interrupt.ignored():  # a second Ctrl-C would leave some of them
+        with signals.ignored():  # a second Ctrl-C would leave some of them
             _end(list(running.values()))
 
 
@@ -93,7 +95,7 @@ def _tail(path: Path) -> str:
 
 
 def _run_job(payload: bytes, overrides: list[str], index: int, log_dir: Path) -> None:
-    """In the new process: what Hydra's launchers do, with the output in a file."""
+    """In the new process: do what Hydra's launchers do, with the output in a file."""
     with open(log_dir / f"{index}.log", "a", buffering=1) as output:
         os.dup2(output.fileno(), sys.stdout.fileno())
         os.dup2(output.fileno(), sys.stderr.fileno())

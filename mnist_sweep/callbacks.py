@@ -1,0 +1,53 @@
+"""What this application does around a run and before a sweep, as Hydra callbacks."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from mnist_sweep import config as configuration
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.sweep import Sweep, SweepCallback
+
+
+class DiscardFailedStart(Callback):
+    """Removes the output directory of a run that failed by a UserError before it trained."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        directory = Path(config.hydra.run.dir).absolute()
+        self.directory = directory
+        self.created = [p for p in (directory, *directory.parents) if not p.exists()]
+
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        job: JobReturn = kwargs["job_return"]
+        failed = isinstance(job._return_value, UserError)
+        left = {path.name for path in self.directory.glob("*")}
+        if not failed or not left <= {".hydra", "run.log"}:
+            return
+        shutil.rmtree(self.directory / ".hydra", ignore_errors=True)
+        (self.directory / "run.log").unlink(missing_ok=True)
+        for path in self.created:  # the innermost first
+            if path.exists() and not any(path.iterdir()):
+                path.rmdir()
+
+
+class PrepareSweep(SweepCallback):
+    """Checks a sweep's configuration and fetches the data once for all trials."""
+
+    def on_sweep_prepare(self, sweep: Sweep) -> None:
+        configuration.check(sweep.example)
+        varies = any(name == "data" or name.startswith("data.") for name in sweep.parameters)
+        if sweep.config.sweep.dry_run or varies:
+            return
+        from mnist_sweep.data.dataset import load_dataset  # imports torch
+
+        used = load_dataset(sweep.config.data).name
+        if used == sweep.config.data.name:
+            return
+        # the embedded stand-in has its own sizes
+        replaced = ("data=", "data.val_size=")
+        kept = [override for override in sweep.overrides if not override.startswith(replaced)]
+        sweep.overrides = [*kept, f"data={used}"]

@@ -1,0 +1,25 @@
+"""The command that started this process, as the user would type it."""
+
+import os
+import shlex
+import shutil
+import sys
+
+
+def program() -> list[str]:
+    """The program without its arguments: ["python", "-m", "package"], ["python", "train.py"], ["tool"]."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None:
+        return ["python", "-m", spec.name.removesuffix(".__main__")]
+    script = sys.argv[0]
+    installed = shutil.which(os.path.basename(script))
+    if installed and os.path.exists(script) and os.path.samefile(installed, script):
+        return [os.path.basename(script)]
+    return ["python", script]
+
+
+def command_line(*changes: str) -> str:
+    """The user's whole command, each of `changes` (key=value) in place of the same key's old value."""
+    changed = {change.partition("=")[0] for change in changes}
+    kept = [a for a in sys.argv[1:] if a.lstrip("+~").partition("=")[0] not in changed]
+    return shlex.join([*program(), *kept, *changes])

@@ -1,0 +1,33 @@
+"""Writes the report at the end of a sweep, as a Hydra callback. Light: it imports plotly at the end."""
+
+import logging
+from typing import TYPE_CHECKING
+
+from mnist_sweep.sweep import Sweep, SweepCallback
+
+if TYPE_CHECKING:
+    import optuna
+
+log = logging.getLogger(__name__)
+
+
+class WriteReport(SweepCallback):
+    """Writes report/ in the sweep's directory, unless `sweep.report` is false."""
+
+    def on_sweep_end(
+        self, sweep: Sweep, study: "optuna.Study", error: BaseException | None
+    ) -> None:
+        tracking = sweep.config.tracking
+        if error is not None or not sweep.config.sweep.report:
+            return
+        from mnist_sweep.report import page
+        from mnist_sweep.tracking.run import store_uri
+
+        uri = store_uri(tracking.uri, sweep.config.store) if tracking.enabled else None
+        folder = sweep.directory / "report"
+        try:
+            path = page.write(folder, study, uri=uri, experiment=tracking.experiment)
+        except Exception:  # a report that fails must not cost the sweep
+            log.exception("no report; the tool `report sweep=%s` tries again", sweep.name)
+        else:
+            sweep.links["report"] = path.as_uri()

@@ -1,0 +1,150 @@
+"""The record of a sweep in MLflow, as a Hydra callback. Light: it imports mlflow when a sweep starts."""
+
+import hashlib
+import logging
+import shutil
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mnist_sweep.common.errors import without_password
+from mnist_sweep.sweep import Sweep, SweepCallback
+
+if TYPE_CHECKING:
+    import optuna
+
+log = logging.getLogger(__name__)
+
+
+class RecordSweep(SweepCallback):
+    """Keeps a sweep's own run (tag `kind=sweep`): its settings, its figures, its best model, its report."""
+
+    def on_sweep_start(self, sweep: Sweep, study: "optuna.Study") -> None:
+        config = sweep.config
+        self._run = ExitStack()
+        self._tracker: Any = None
+        if not config.tracking.enabled:
+            return
+        from mnist_sweep.sweep.results import COMPARE
+        from mnist_sweep.tracking import links, provenance, run
+
+        self.uri = run.store_uri(config.tracking.uri, config.store)
+        self._prepare = partial(run.prepare, self.uri, config.store, config.tracking.experiment)
+        experiment_id = self._prepare()
+        commit, diff = provenance.git_state()
+        code = {"git.commit": commit, "git.diff": hashlib.sha256(diff.encode()).hexdigest()[:16]}
+        _warn_of_changed_code(study.user_attrs.get("code", code), code)
+        study.set_user_attr("code", code)
+        self._tracker = self._run.enter_context(
+            run.sweep_run(self.uri, experiment_id, sweep.name, tags=code)
+        )
+        self._tracker.log_artifacts(partial(_write_inputs, config=config, diff=diff))
+        sweep.tags["git.commit"] = commit
+        if config.tracking.nested:
+            sweep.tags["mlflow.parentRunId"] = self._tracker.run_id
+        sweep.links[COMPARE] = links.comparison_link(
+            self.uri, experiment_id, sweep.name, config.store
+        )
+
+    def on_sweep_end(
+        self, sweep: Sweep, study: "optuna.Study", error: BaseException | None
+    ) -> None:
+        kept = None
+        if error is None and sweep.config.sweep.top_k is not None:
+            kept = _delete_checkpoints(study, sweep.config.sweep.top_k)
+        if self._tracker is None:
+            return
+        try:
+            if error is None:
+                self._finish(sweep, study, kept)
+        finally:
+            self._run.__exit__(type(error) if error else None, error, None)
+            self._prepare()  # closes the runs of workers that were killed
+
+    def _finish(self, sweep: Sweep, study: "optuna.Study", kept: set[int] | None) -> None:
+        """Record the figures, register the best model, keep the report."""
+        from optuna.trial import TrialState
+
+        from mnist_sweep.sweep.study import count, get_trials
+
+        if kept is not None:
+            self._delete_models(sweep.name, kept)
+        trials = get_trials(study)
+        states = {s.name.lower(): float(count(trials, s)) for s in TrialState if s.is_finished()}
+        metrics = {f"trials/{name}": n for name, n in states.items()}
+        if states["complete"] and not sweep.config.sweep.objectives:
+            metrics[f"best/{sweep.config.objective}"] = study.best_value
+        self._tracker.log_metrics(metrics, step=0)
+        try:
+            self._register_best(sweep, study)
+        except Exception as error:  # a registry that fails must not cost the sweep
+            log.warning("the best model was not registered: %s", error)
+        if (report := sweep.directory / "report").is_dir():
+            self._tracker.log_artifacts(partial(shutil.copytree, report, dirs_exist_ok=True))
+
+    def _register_best(self, sweep: Sweep, study: "optuna.Study") -> None:
+        from mnist_sweep.sweep import results
+        from mnist_sweep.tracking import queries, registry
+
+        settings = sweep.config.tracking
+        if settings.register is None or not (configurations := results.ranked(study)):
+            return
+        best = configurations[0].trials[0].number
+        run = queries.best_runs_of(self.uri, settings.experiment, sweep.name, [best]).get(best)
+        version = registry.register(self.uri, settings.register, run, sweep.name) if run else None
+        if version is not None:
+            log.info("registered as %s version %s, the challenger", version.name, version.version)
+
+    def _delete_models(self, sweep: str, kept: set[int]) -> None:
+        from mnist_sweep.tracking import queries
+
+        client = self._tracker.client
+        for run in queries.trial_runs(client, self._tracker.run_id, sweep):
+            if int(run.data.tags["trial"]) not in kept:
+                queries.delete_models(client, run)
+
+
+def _warn_of_changed_code(before: dict[str, str], code: dict[str, str]) -> None:
+    if before != code:
+        same_commit = before["git.commit"] == code["git.commit"]
+        log.warning(
+            "WARNING: the code has changed since this sweep started (commit %s, now %s%s)",
+            before["git.commit"][:12],
+            code["git.commit"][:12],
+            ", with other uncommitted changes" if same_commit else "",
+        )
+
+
+def _write_inputs(folder: Path, config: DictConfig, diff: str) -> None:
+    settings = without_password(OmegaConf.to_yaml(config.sweep, resolve=True))
+    (folder / "sweep.yaml").write_text(settings)
+    (folder / "code.diff").write_text(diff)
+
+
+def _delete_checkpoints(study: "optuna.Study", top_k: int) -> set[int]:
+    """Delete the checkpoints of all but the best `top_k` trials; return the numbers of those kept.
+
+    With several objectives it keeps those of the Pareto front.
+    """
+    from optuna.trial import TrialState
+
+    from mnist_sweep.sweep import results
+    from mnist_sweep.sweep.study import DIRECTORY, get_trials
+
+    if len(study.directions) > 1:
+        best = study.best_trials
+    else:
+        complete = get_trials(study, TrialState.COMPLETE)
+        reverse = results.maximizes(study)
+        best = sorted(complete, key=lambda t: t.value or 0.0, reverse=reverse)[:top_k]
+    registered = results.ranked(study)[:1]  # by the mean over its seeds
+    kept = {trial.number for trial in [*best, *(c.trials[0] for c in registered)]}
+    for trial in get_trials(study):
+        directory = trial.user_attrs.get(DIRECTORY)
+        if directory and trial.number not in kept:
+            for checkpoint in Path(directory).glob("*.pt"):
+                checkpoint.unlink()
+    return kept
