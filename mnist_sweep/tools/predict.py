@@ -18,8 +18,8 @@ from omegaconf import DictConfig
 
 from mnist_sweep import app
 from mnist_sweep.common.errors import UserError
+from mnist_sweep.data.images import image_files, read_image
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
 BATCH = 500  # files that are read before the model is asked
 THREADS = 4  # Pillow reads outside of Python's lock
 
@@ -30,7 +30,7 @@ def files(paths: Sequence[str]) -> list[Path]:
     for name in paths:
         path = Path(name)
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            found += image_files(path)
         else:
             found.append(path)  # named: told of if it cannot be read
     if not found:
@@ -41,7 +41,6 @@ def files(paths: Sequence[str]) -> list[Path]:
 def predict(cfg: DictConfig, paths: Sequence[str]) -> int:
     """Print the predictions; returns the number of files that could not be read."""
     named = files(paths)  # before torch is imported
-    from mnist_sweep.data.images import read
     from mnist_sweep.tools.trained_model import load
 
     model = load(cfg)
@@ -54,7 +53,7 @@ def predict(cfg: DictConfig, paths: Sequence[str]) -> int:
 
     def attempt(path: Path) -> NDArray[np.uint8] | UserError:
         try:
-            return read(path, model.shape, is_digit=model.is_of_digits)
+            return read_image(path, model.shape, is_digit=model.is_of_digits)
         except UserError as error:
             return error
 

@@ -1,204 +1,110 @@
-import gzip
-import hashlib
+"""Datasets: the splits, the digest, the channel statistics, the embedded stand-in."""
+
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_config import composed
 
 from mnist_sweep.common.errors import UserError
-from mnist_sweep.data import dataset as data
-from mnist_sweep.data.dataset import Arrays, DataMissingError, load_dataset
+from mnist_sweep.data import dataset
+from mnist_sweep.data.sources import Arrays, DataMissingError, embedded_mnist
+from tests.helpers.configs import composed
 
 RNG = np.random.default_rng(0)
 
 
-def arrays_of(labels: list[int], channels: int = 1) -> Arrays:
-    n = len(labels)
-    images = RNG.integers(0, 256, (n, channels, 4, 4), dtype=np.uint8)
-    return Arrays(images, np.array(labels), images[:5], np.array(labels[:5]))
+def toy_arrays() -> Arrays:
+    images = RNG.integers(0, 256, (20, 1, 4, 4), dtype=np.uint8)
+    labels = np.array([0, 1] * 10)
+    return Arrays(images, labels, images[:5], labels[:5])
 
 
-def write_idx(folder: Path) -> dict[str, str]:
-    """Four tiny gz files of the MNIST family; their checksums."""
-    folder.mkdir(parents=True)
-    md5 = {}
-    for name, n in (("train", 20), ("t10k", 10)):
-        header = bytes([0, 0, 8, 3]) + np.array([n, 4, 4], ">i4").tobytes()
-        images = header + bytes(range(n)) * 16
-        labels = bytes([0, 0, 8, 1]) + np.array([n], ">i4").tobytes() + bytes([0, 1] * (n // 2))
-        for kind, content in (("images", images), ("labels", labels)):
-            packed = gzip.compress(content, mtime=0)
-            (folder / f"{name}-{kind}.gz").write_bytes(packed)
-            md5[f"{name}-{kind}.gz"] = hashlib.md5(packed).hexdigest()
-    return md5
-
-
-def test_stratified_takes_each_class_in_its_share() -> None:
-    labels = RNG.permutation(np.repeat([0, 1, 2], [600, 300, 101]))
-    mask = data.stratified(labels, 100, seed=1)
-    assert mask.sum() == 100
-    # 100 * 600/1001 = 59.94, 29.97, 10.09: the two largest remainders get the two left over
-    assert np.bincount(labels[mask]).tolist() == [60, 30, 10]
-
-
-def test_stratified_follows_the_seed_alone() -> None:
-    labels = RNG.integers(0, 10, 1000)
-    same = data.stratified(labels, 100, seed=1)
-    assert (same == data.stratified(labels, 100, seed=1)).all()
-    assert (same != data.stratified(labels, 100, seed=2)).any()
-
-
-def test_embedded_mnist_splits_as_promised() -> None:
-    loaded = data.load(data.embedded_mnist, name="mnist5k", root="", val_size=500, split_seed=0)
-    for split, n in ((loaded.train, 4000), (loaded.val, 500), (loaded.test, 500)):
+def test_embedded_mnist_has_balanced_splits() -> None:
+    data = dataset.split_arrays(embedded_mnist(), name="mnist5k", val_size=500, split_seed=0)
+    for split, n in ((data.train, 4000), (data.val, 500), (data.test, 500)):
         assert split.images.shape == (n, 1, 28, 28)
         assert split.images.dtype is torch.uint8
         assert torch.bincount(split.labels).tolist() == [n // 10] * 10
-    assert set(loaded.train.indices).isdisjoint(loaded.val.indices)
-    pixels = loaded.train.images / 255
-    assert loaded.mean == pytest.approx([pixels.mean().item()], abs=1e-5)
-    assert loaded.std == pytest.approx([pixels.std().item()], abs=1e-5)
+    assert set(data.train.indices).isdisjoint(data.val.indices)
+    pixels = data.train.images / 255
+    assert data.mean == pytest.approx([pixels.mean().item()], abs=1e-5)
+    assert data.std == pytest.approx([pixels.std().item()], abs=1e-5)
 
 
-def test_train_size_leaves_the_validation_split_alone() -> None:
-    few, all_of = (
-        data.load(
-            data.embedded_mnist, name="x", root="", val_size=500, split_seed=3, train_size=size
-        )
+def test_train_size_does_not_change_the_validation_split() -> None:
+    arrays = embedded_mnist()
+    few, full = (
+        dataset.split_arrays(arrays, name="x", val_size=500, split_seed=3, train_size=size)
         for size in (100, None)
     )
     assert torch.bincount(few.train.labels).tolist() == [10] * 10
-    assert (few.val.indices == all_of.val.indices).all()
-    assert few.digest == all_of.digest  # of what was published, not of what was drawn
+    assert (few.val.indices == full.val.indices).all()
+    assert few.digest == full.digest  # the digest covers the published arrays
 
 
-def test_digest_sees_contents_and_shape() -> None:
-    arrays = arrays_of([0, 1] * 10)
+def test_digest_covers_contents_and_shape() -> None:
+    arrays = toy_arrays()
     changed = arrays.train_images.copy()
     changed[0, 0, 0, 0] ^= 1
-    assert arrays.digest != arrays._replace(train_images=changed).digest
-    flat = arrays.train_images.reshape(20, 1, 2, 8)
-    assert arrays.digest != arrays._replace(train_images=flat).digest
-    assert arrays.digest == Arrays(*(a.copy() for a in arrays[:4])).digest
+    assert arrays.digest != replace(arrays, train_images=changed).digest
+    reshaped = arrays.train_images.reshape(20, 1, 2, 8)
+    assert arrays.digest != replace(arrays, train_images=reshaped).digest
+    copies = [array.copy() for array in vars(arrays).values() if isinstance(array, np.ndarray)]
+    assert arrays.digest == Arrays(*copies).digest
 
 
-def test_channel_stats_are_exact_for_colour_and_constants() -> None:
+def test_channel_stats_are_exact_for_colour_and_constant_channels() -> None:
     images = RNG.integers(0, 256, (2500, 3, 4, 4), dtype=np.uint8)
     images[:, 2] = 51
-    mean, std = data._channel_stats(images)
+    mean, std = dataset._channel_stats(images)
     assert mean == pytest.approx((images / 255).mean((0, 2, 3)), abs=1e-12)
     assert std[:2] == pytest.approx((images / 255).std((0, 2, 3))[:2], abs=1e-12)
-    assert std[2] == pytest.approx(1.0)  # a constant channel divides by one
+    assert std[2] == pytest.approx(1.0)  # not 0: normalising divides by it
 
 
 @pytest.mark.parametrize(("val_size", "train_size"), [(20, None), (15, 6), (21, None)])
-def test_load_refuses_more_than_there_is(val_size: int, train_size: int | None) -> None:
-    arrays = arrays_of([0, 1] * 10)
+def test_splits_larger_than_the_training_set_are_refused(
+    val_size: int, train_size: int | None
+) -> None:
     with pytest.raises(UserError, match="20 training images of toy"):
-        data.load(
-            lambda root: arrays,
-            name="toy",
-            root="",
-            val_size=val_size,
-            split_seed=0,
-            train_size=train_size,
+        dataset.split_arrays(
+            toy_arrays(), name="toy", val_size=val_size, split_seed=0, train_size=train_size
         )
 
 
-def test_idx_files_reads_images_and_labels(tmp_path: Path) -> None:
-    md5 = write_idx(tmp_path / "toy")
-    names = [f"{split}-{kind}.gz" for split in ("train", "t10k") for kind in ("images", "labels")]
-    arrays = data.idx_files(str(tmp_path), folder="toy", md5={n: md5[n] for n in names})
-    assert arrays.train_images.shape == (20, 1, 4, 4)
-    assert arrays.train_images.reshape(-1)[:20].tolist() == list(range(20))
-    assert arrays.test_labels.tolist() == [0, 1] * 5
-
-
-def test_idx_files_names_an_altered_file(tmp_path: Path) -> None:
-    md5 = write_idx(tmp_path / "toy")
-    path = tmp_path / "toy" / "train-labels.gz"
-    path.write_bytes(path.read_bytes()[:-1])
-    actual = hashlib.md5(path.read_bytes()).hexdigest()
-    with pytest.raises(UserError) as caught:
-        data.idx_files(str(tmp_path), folder="toy", md5=md5)
-    for part in (str(path), actual, md5["train-labels.gz"]):
-        assert part in str(caught.value)
-
-
-def test_load_without_files_is_an_error_or_the_embedded_sample(
+def test_missing_files_raise_or_fall_back_to_the_embedded_images(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def source(root: str) -> Arrays:
-        return data.idx_files(root, folder="none", md5={"a.gz": "0" * 32})
-
-    def load(fallback: bool) -> data.Dataset:
-        return data.load(
-            source,
-            name="mnist",
-            root=str(tmp_path),
-            val_size=5000,
-            split_seed=0,
-            embedded_if_missing=fallback,
-        )
-
+    cfg = composed("data=mnist", f"data.root={tmp_path}").data
+    cfg.source = {"_target_": "mnist_sweep.data.idx_files", "folder": "x", "md5": {"a.gz": "0000"}}
+    cfg.on_missing = "error"
     with pytest.raises(DataMissingError, match=r"a\.gz \(md5 0000"):
-        load(fallback=False)
+        dataset.load_dataset(cfg)
+    cfg.on_missing = "embedded"
     with caplog.at_level(logging.WARNING):
-        assert load(fallback=True).name == "mnist5k"
+        data = dataset.load_dataset(cfg)
+    assert (data.name, len(data.val)) == ("mnist5k", 500)
     assert "data=mnist5k" in caplog.text
 
 
+def test_a_source_is_read_once_per_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = composed("data=mnist5k").data
+    first = dataset._read(dataset.bind(cfg.source), cfg.root)
+    assert dataset._read(dataset.bind(cfg.source), cfg.root) is first
+    monkeypatch.setitem(cfg, "root", "elsewhere")
+    assert dataset._read(dataset.bind(cfg.source), cfg.root) is not first
+
+
 @pytest.mark.mnist
-def test_mnist_is_the_published_one() -> None:
-    loaded = load_dataset(composed().data)
-    assert [len(split) for split in loaded.splits.values()] == [55_000, 5_000, 10_000]
-    # per-class counts of the 60,000 and the 10,000, as every publication gives them
-    both = torch.cat([loaded.train.labels, loaded.val.labels])
-    assert torch.bincount(both).tolist() == [
+def test_mnist_has_the_published_counts_and_statistics() -> None:
+    data = dataset.load_dataset(composed("data=mnist").data)
+    assert [len(split) for split in data.splits.values()] == [55_000, 5_000, 10_000]
+    labels = torch.cat([data.train.labels, data.val.labels])
+    assert torch.bincount(labels).tolist() == [
         *(5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
     ]
-    assert loaded.mean == pytest.approx([0.1307], abs=1e-3)
-    assert loaded.std == pytest.approx([0.3081], abs=1e-3)
-
-
-def affine(images: torch.Tensor, seed: int = 0, **changes: float) -> torch.Tensor:
-    strength = {"degrees": 0.0, "scale": 0.0, "shift_px": 0.0, **changes}
-    return data.affine(images, generator=torch.Generator().manual_seed(seed), **strength)
-
-
-def test_affine_of_no_strength_changes_nothing() -> None:
-    images = torch.rand(4, 1, 28, 28)
-    assert torch.allclose(affine(images), images, atol=1e-5)
-
-
-def test_affine_draws_for_each_image_by_the_generator() -> None:
-    images = torch.rand(1, 1, 28, 28).repeat(8, 1, 1, 1)
-    out = affine(images, degrees=10, scale=0.1, shift_px=2)
-    assert out.shape == images.shape
-    assert all(not torch.equal(out[0], other) for other in out[1:])
-    assert torch.equal(out, affine(images, degrees=10, scale=0.1, shift_px=2))
-    assert not torch.equal(out, affine(images, seed=1, degrees=10, scale=0.1, shift_px=2))
-
-
-def test_affine_shifts_a_dot_by_at_most_so_many_pixels() -> None:
-    dot = torch.zeros(200, 1, 29, 29)
-    dot[:, :, 14, 14] = 1
-    out = affine(dot, shift_px=3)
-    rows, columns = torch.meshgrid(torch.arange(29.0), torch.arange(29.0), indexing="ij")
-    weight = out.sum((1, 2, 3))
-    moved = torch.stack([(out * axis).sum((1, 2, 3)) / weight - 14 for axis in (rows, columns)])
-    assert 2.5 < moved.abs().max() <= 3.001
-    assert moved.mean().abs() < 0.3
-
-
-def test_affine_rotates_about_the_centre_by_at_most_so_many_degrees() -> None:
-    bar = torch.zeros(200, 1, 29, 29)
-    bar[:, :, 14, 14:] = 1  # from the centre to the right: at 0 degrees
-    out = affine(bar, degrees=20)
-    rows, columns = torch.meshgrid(torch.arange(29.0), torch.arange(29.0), indexing="ij")
-    angle = torch.atan2((out * (rows - 14)).sum((1, 2, 3)), (out * (columns - 14)).sum((1, 2, 3)))
-    degrees = angle.rad2deg().abs().max()
-    assert 17 < degrees <= 20.5
+    assert data.mean == pytest.approx([0.1307], abs=1e-3)
+    assert data.std == pytest.approx([0.3081], abs=1e-3)

@@ -1,4 +1,4 @@
-"""Sources in their real formats, small: EMNIST's zip, QMNIST's labels, folders of image files."""
+"""Sources on small files in their real formats: idx files, EMNIST's zip, folders of images."""
 
 import gzip
 import hashlib
@@ -11,7 +11,6 @@ from PIL import Image
 
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.data import images, sources
-from mnist_sweep.data.dataset import idx_files, parse_idx
 
 
 def idx(values, code=0x08, dtype="u1"):
@@ -22,14 +21,59 @@ def idx(values, code=0x08, dtype="u1"):
 
 
 def write(path, content):
+    """Write a file and return its md5."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return hashlib.md5(content).hexdigest()
 
 
-def picture(path, size, colour, mode="RGB"):
+def write_picture(path, size, colour, mode="RGB"):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, colour).save(path)
+
+
+@pytest.fixture
+def idx_md5(tmp_path):
+    """{file name: md5} of four idx files in the folder `toy`, 20 training and 10 test images."""
+    md5 = {}
+    for split, n in (("train", 20), ("t10k", 10)):
+        images = np.arange(n * 16).reshape(n, 4, 4) % n
+        md5[f"{split}-images.gz"] = write(tmp_path / "toy" / f"{split}-images.gz", idx(images))
+        labels = [0, 1] * (n // 2)
+        md5[f"{split}-labels.gz"] = write(tmp_path / "toy" / f"{split}-labels.gz", idx(labels))
+    return md5
+
+
+def test_stratified_mask_keeps_the_class_proportions():
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [600, 300, 101]))
+    mask = sources.stratified_mask(labels, 100, seed=1)
+    assert mask.sum() == 100
+    # exact shares are 59.94, 29.97 and 10.09: the two largest remainders are rounded up
+    assert np.bincount(labels[mask]).tolist() == [60, 30, 10]
+
+
+def test_stratified_mask_depends_only_on_the_seed():
+    labels = np.random.default_rng(0).integers(0, 10, 1000)
+    mask = sources.stratified_mask(labels, 100, seed=1)
+    assert (mask == sources.stratified_mask(labels, 100, seed=1)).all()
+    assert (mask != sources.stratified_mask(labels, 100, seed=2)).any()
+
+
+def test_idx_files_reads_images_and_labels(tmp_path, idx_md5):
+    arrays = sources.idx_files(str(tmp_path), folder="toy", md5=idx_md5)
+    assert arrays.train_images.shape == (20, 1, 4, 4)
+    assert arrays.train_images.reshape(-1)[:20].tolist() == list(range(20))
+    assert arrays.test_labels.tolist() == [0, 1] * 5
+
+
+def test_idx_files_names_a_damaged_file(tmp_path, idx_md5):
+    path = tmp_path / "toy" / "train-labels.gz"
+    path.write_bytes(path.read_bytes()[:-1])
+    actual = hashlib.md5(path.read_bytes()).hexdigest()
+    with pytest.raises(UserError) as caught:
+        sources.idx_files(str(tmp_path), folder="toy", md5=idx_md5)
+    for part in (str(path), actual, idx_md5["train-labels.gz"]):
+        assert part in str(caught.value)
 
 
 def test_qmnist_labels_are_the_first_column(tmp_path):
@@ -37,8 +81,8 @@ def test_qmnist_labels_are_the_first_column(tmp_path):
     labels = [[7, 4, 2545, 1, 0, 0, 0, 0], [300, 1, 2, 3, 4, 5, 6, 7], [0, 9, 9, 9, 9, 9, 9, 9]]
     files = {"i.gz": idx(images), "l.gz": idx(labels, 0x0C, ">i4")}
     md5 = {name: write(tmp_path / "Q" / name, content) for name, content in files.items()}
-    assert parse_idx(files["l.gz"]).tolist() == [7, 300, 0]
-    arrays = idx_files(
+    assert sources.parse_idx(files["l.gz"]).tolist() == [7, 300, 0]
+    arrays = sources.idx_files(
         str(tmp_path), folder="Q", md5={**md5, "ti.gz": write(tmp_path / "Q/ti.gz", idx(images)),
                                         "tl.gz": write(tmp_path / "Q/tl.gz", idx([1, 2, 3]))},
     )  # fmt: skip
@@ -48,19 +92,19 @@ def test_qmnist_labels_are_the_first_column(tmp_path):
 
 @pytest.fixture
 def emnist_zip(tmp_path):
-    """(root, md5) with a zip of 4 + 2 letters, columns first and labels from 1, as published."""
+    """(root, md5, images) of a zip with 4 + 2 letters: transposed, labels from 1, as published."""
     upright = np.arange(4 * 28 * 28).reshape(4, 28, 28) % 251
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for half, labels in (("train", [1, 26, 3, 1]), ("test", [2, 26])):
             prefix = f"gzip/emnist-letters-{half}"
-            turned = upright[: len(labels)].transpose(0, 2, 1)
-            archive.writestr(f"{prefix}-images-idx3-ubyte.gz", idx(turned))
+            transposed = upright[: len(labels)].transpose(0, 2, 1)
+            archive.writestr(f"{prefix}-images-idx3-ubyte.gz", idx(transposed))
             archive.writestr(f"{prefix}-labels-idx1-ubyte.gz", idx(labels))
     return tmp_path, write(tmp_path / "EMNIST/raw/gzip.zip", content.getvalue()), upright
 
 
-def test_emnist_is_turned_upright_and_counts_from_zero(emnist_zip):
+def test_emnist_images_are_upright_and_labels_start_at_zero(emnist_zip):
     root, md5, upright = emnist_zip
     arrays = sources.emnist(str(root), split="letters", folder="EMNIST/raw", md5={"gzip.zip": md5})
     assert (arrays.train_images[:, 0] == upright).all()
@@ -77,7 +121,7 @@ def test_emnist_names_a_damaged_zip(emnist_zip):
 def test_folder_holds_out_a_stratified_test_set(tmp_path):
     for name, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 250))):
         for i in range(10):
-            picture(tmp_path / name / f"{i}.png", (20 + i, 33), colour)
+            write_picture(tmp_path / name / f"{i}.png", (20 + i, 33), colour)
     arrays = sources.image_folder(str(tmp_path), size=32, channels=3)
     assert arrays.classes == ("blue", "red")
     assert arrays.train_images.shape == (16, 3, 32, 32)
@@ -88,11 +132,11 @@ def test_folder_holds_out_a_stratified_test_set(tmp_path):
     assert grey.train_images.shape == (16, 1, 8, 8)
 
 
-def test_folder_keeps_the_users_own_split(tmp_path):
+def test_folder_with_train_and_test_keeps_that_split(tmp_path):
     for half, n in (("train", 3), ("test", 2)):
         for name in ("a", "b"):
             for i in range(n):
-                picture(tmp_path / half / name / f"{i}.jpg", (9, 9), 100, "L")
+                write_picture(tmp_path / half / name / f"{i}.jpg", (9, 9), 100, "L")
     arrays = sources.image_folder(str(tmp_path))
     assert (arrays.train_labels.tolist(), arrays.test_labels.tolist()) == (
         [0] * 3 + [1] * 3,
@@ -100,35 +144,35 @@ def test_folder_keeps_the_users_own_split(tmp_path):
     )
 
 
-def test_folder_names_what_is_wrong(tmp_path):
+def test_folder_errors_name_the_folder_or_file(tmp_path):
     with pytest.raises(UserError, match="expected one subfolder of images for each class"):
         sources.image_folder(str(tmp_path))
-    picture(tmp_path / "a" / "0.png", (9, 9), 1, "L")
+    write_picture(tmp_path / "a" / "0.png", (9, 9), 1, "L")
     (tmp_path / "b").mkdir()
     with pytest.raises(UserError, match="b has no images"):
         sources.image_folder(str(tmp_path))
     write(tmp_path / "b" / "broken.png", b"no image")
-    with pytest.raises(UserError, match=r"broken\.png: no picture that can be read"):
+    with pytest.raises(UserError, match=r"broken\.png: not a readable picture"):
         sources.image_folder(str(tmp_path))
 
 
-def test_folder_of_splits_is_not_taken_for_classes(tmp_path):
+def test_folder_with_train_and_val_is_refused(tmp_path):
     for half in ("train", "val"):
         for name in ("a", "b"):
-            picture(tmp_path / half / name / "0.png", (9, 9), 100, "L")
+            write_picture(tmp_path / half / name / "0.png", (9, 9), 100, "L")
     with pytest.raises(UserError, match="has train, val: expected train/ and test/"):
         sources.image_folder(str(tmp_path))
 
 
-def test_folder_of_too_few_images_for_a_test_set_is_told(tmp_path):
+def test_folder_with_too_few_images_for_a_test_set_is_refused(tmp_path):
     for name in ("a", "b"):
-        picture(tmp_path / name / "0.png", (9, 9), 100, "L")
+        write_picture(tmp_path / name / "0.png", (9, 9), 100, "L")
     with pytest.raises(UserError, match="of 2 images is 0"):
         sources.image_folder(str(tmp_path), test_fraction=0.1)
 
 
 @pytest.mark.parametrize("names", ["0123456789", "ab"])
-def test_folder_is_read_as_a_trained_model_reads_a_picture(tmp_path, names):
+def test_folder_images_equal_the_pictures_a_model_predicts(tmp_path, names):
     for name in names:
         for i in range(2):
             path = tmp_path / name / f"{i}.png"
@@ -137,7 +181,8 @@ def test_folder_is_read_as_a_trained_model_reads_a_picture(tmp_path, names):
             ink.paste((30, 30, 30, 255), (5, 5, 12, 50))
             ink.save(path)
     arrays = sources.image_folder(str(tmp_path), test_fraction=0.5)
-    as_asked = images.read(path, (1, 28, 28), is_digit=names == "0123456789")
-    assert (arrays.train_images == as_asked).all()
-    assert as_asked.min() < 50  # what is transparent has not the colour of the ink
-    assert as_asked.max() > 200
+    predicted = images.read_image(path, (1, 28, 28), is_digit=names == "0123456789")
+    assert (arrays.train_images == predicted).all()
+    # the transparent background differs from the ink
+    assert predicted.min() < 50
+    assert predicted.max() > 200

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from mnist_sweep.config import ExpectedConfig
-from mnist_sweep.data.dataset import Arrays, Split, load
+from mnist_sweep.data.dataset import Split, split_arrays
+from mnist_sweep.data.sources import Arrays
 from mnist_sweep.tools import data as inspect_data
 
 EXPECTED = ExpectedConfig(train=60, test=20, shape=(1, 6, 6))
@@ -22,7 +23,7 @@ def sound():
     images = rng.integers(0, 256, (80, 1, 6, 6), dtype=np.uint8)
     labels = np.arange(80) % 4
     arrays = Arrays(images[:60], labels[:60], images[60:], labels[60:])
-    return load(lambda root: arrays, name="toy", root="", val_size=12, split_seed=0)
+    return split_arrays(arrays, name="toy", val_size=12, split_seed=0)
 
 
 def failed(data, expected=EXPECTED):

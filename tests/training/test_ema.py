@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from mnist_sweep.config import TrainerConfig
-from mnist_sweep.data.dataset import Arrays, load
+from mnist_sweep.data.dataset import split_arrays
+from mnist_sweep.data.sources import Arrays
 from mnist_sweep.models import Classifier
 from mnist_sweep.training import checkpoint
 from mnist_sweep.training.ema import Average
@@ -30,7 +31,7 @@ def test_average_follows_the_formula():
     assert average.model[0].weight.item() == pytest.approx(0.2 * first + 0.8 * 3)
 
 
-def noise(root):
+def noise():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (60, 1, 6, 6), dtype=np.uint8)
     return Arrays(images, np.arange(60) % 3, images[:9], np.arange(9) % 3)
@@ -38,7 +39,7 @@ def noise(root):
 
 def trainer(directory, max_epochs):
     torch.manual_seed(0)
-    data = load(noise, name="noise", root="", val_size=12, split_seed=0)
+    data = split_arrays(noise(), name="noise", val_size=12, split_seed=0)
     net = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
     )

@@ -17,7 +17,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.data.dataset import Dataset
-from mnist_sweep.data.images import read
+from mnist_sweep.data.images import read_image
 from mnist_sweep.tools.trained_model import Loaded
 
 LOCAL = ["127.0.0.1", "localhost"]
@@ -54,7 +54,7 @@ def make_app(models: Sequence[tuple[str, Loaded]], data: Dataset, host: str) -> 
 
     def answer(body: bytes) -> dict[str, Any]:
         try:
-            image = read(io.BytesIO(body), shape, is_digit=is_digit)
+            image = read_image(io.BytesIO(body), shape, is_digit=is_digit)
         except UserError as error:
             raise HTTPException(400, str(error)) from error
         answers = [
