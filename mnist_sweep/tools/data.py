@@ -17,10 +17,12 @@ from mnist_sweep import app, config
 from mnist_sweep.analysis import figures
 from mnist_sweep.common import console
 from mnist_sweep.common import signals as interrupt
+from mnist_sweep.common.configs import flatten
 from mnist_sweep.data.augment import build_augment
 from mnist_sweep.data.dataset import Dataset, load_dataset, to_float
-from mnist_sweep.training.reporting import TAGS
-from mnist_sweep.training.run import open_tracker
+from mnist_sweep.sweep.trial import Trial
+from mnist_sweep.tracking.tracker import make_tracker
+from mnist_sweep.training.device import describe
 
 log = logging.getLogger(__name__)
 
@@ -140,8 +142,18 @@ def look(cfg: DictConfig) -> None:
     produce(directory)
     log.info("pictures: %s", directory)
     cfg.tracking.run_name = cfg.tracking.run_name or f"data {data.name}"
-    TAGS.set({**TAGS.get(), "kind": "data"})
-    with interrupt.obeyed(), open_tracker(cfg, data, torch.device("cpu")) as tracker:
+    tracker = make_tracker(
+        cfg,
+        model=str(HydraConfig.get().runtime.choices.get("model")),
+        overrides=list(HydraConfig.get().overrides.task),
+        directory=directory,
+        trial=Trial(),
+    )
+    tags = {"kind": "data", "data": data.name, "data.sha256": data.digest}
+    tags["device"] = describe(torch.device("cpu"))
+    with interrupt.obeyed(), tracker.run(tags, flatten(cfg)):
+        sizes = {name: len(split) for name, split in data.splits.items()}
+        tracker.log_dataset(data.name, data.digest, cfg.data.root, sizes)
         tracker.log_artifacts(produce)
     if failed := [check.name for check in checks if not check.passed]:
         log.error("failed: %s", ", ".join(failed))

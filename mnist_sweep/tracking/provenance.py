@@ -1,4 +1,4 @@
-"""What a run was made of: code, packages, machine, process."""
+"""The code and the packages that a run is made with."""
 
 import platform
 import subprocess
@@ -9,16 +9,24 @@ from pathlib import Path
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "mlflow", "optuna", "numpy")
 
 
+def code_tags() -> dict[str, str]:
+    """Return the tags `git.commit`, `git.dirty` and `version.<package>`."""
+    commit, diff = git_state()
+    versions = {f"version.{name}": number for name, number in package_versions().items()}
+    return {"git.commit": commit, "git.dirty": str(bool(diff)).lower(), **versions}
+
+
 @cache
 def git_state() -> tuple[str, str]:
-    """(commit, uncommitted diff) of the code's checkout; ("none", "") outside of one.
+    """Return (commit, uncommitted diff) of this package's checkout; ("none", "") without one.
 
-    The diff ends with the names of files that git does not know yet. Read once a process: what is
-    imported does not change when the files do.
+    The diff ends with the names of new files that git does not track. It is read once a process,
+    because code that is already imported does not follow later changes of its file.
     """
 
     here = Path(__file__).parent
-    ours = [folder for folder in (".", "../conf") if (here / folder).is_dir()]
+    project = here.parent
+    folders = [str(path) for path in (project, project.parent / "conf") if path.is_dir()]
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(here), *arguments]
@@ -26,7 +34,7 @@ def git_state() -> tuple[str, str]:
         return done.stdout.decode(errors="replace")  # a changed file may be in any encoding
 
     try:
-        new = git("ls-files", "--others", "--exclude-standard", "--full-name", "--", *ours)
+        new = git("ls-files", "--others", "--exclude-standard", "--full-name", "--", *folders)
         diff = git("diff", "HEAD") + "".join(f"new file: {name}\n" for name in new.splitlines())
         return git("rev-parse", "HEAD").strip(), diff
     except (OSError, subprocess.CalledProcessError):
@@ -35,10 +43,11 @@ def git_state() -> tuple[str, str]:
 
 @cache
 def package_versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    """Return the version of Python and of each of PACKAGES; "none" for a package that is missing."""
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "none"
-    return found
+            versions[name] = "none"
+    return versions

@@ -1,4 +1,4 @@
-"""MLflow: one run recorded, the runs of dead processes closed, the runs of a sweep found again."""
+"""One run in MLflow: opened, written, and closed with the right status."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# MLflow's own defaults let a call to a server that went away hang for 248 s.
+# With MLflow's defaults a call to a server that went away hangs for 248 s.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -24,48 +24,46 @@ import numpy as np
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as DatasetEntity
-from mlflow.entities import (
-    DatasetInput,
-    Metric,
-    Param,
-    Run,
-    RunTag,
-)
+from mlflow.entities import DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
 from sqlalchemy.exc import SQLAlchemyError
 from torch import nn
 
 from mnist_sweep.common import processes
 from mnist_sweep.common.errors import UserError, without_password
 from mnist_sweep.tracking import provenance
-from mnist_sweep.training.reporting import Tracker
+from mnist_sweep.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
-for _chatty in ("alembic", "mlflow.store"):  # they tell of every migration of a new store
-    logging.getLogger(_chatty).setLevel(logging.WARNING)
+for _name in ("alembic", "mlflow.store"):  # they log every migration of a new store
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
-RETRY_FOR_S = 120  # a store locked by another process is waited for this long
+RETRY_FOR_S = 120  # how long to wait for a store that another process locks
 PROBE_TIMEOUT_S = 5
-PARAM_LIMIT = 6000  # characters of a param's value
+PARAM_LIMIT = 6000  # characters of a parameter's value
 
 T = TypeVar("T")
 
 
 def store_uri(uri: str | None, store: str) -> str:
-    """The tracking URI: `uri`, or SQLite under the folder `store`."""
+    """Return the tracking URI: `uri`, or by default SQLite under the folder `store`."""
     return uri or f"sqlite:///{Path(store).resolve()}/mlflow.db"
 
 
 def prepare(uri: str, store: str, experiment: str) -> str:
-    """Create what is missing and close the runs of dead processes; returns the experiment's id.
+    """Create the store and the experiment if needed, and close the runs of dead processes.
 
-    Under a file lock, because two processes at a new SQLite file would spoil it for good.
+    A file lock protects the creation: two processes that create one SQLite file corrupt it.
+
+    Returns:
+        The experiment's id.
 
     Raises:
-        UserError: the server does not answer, the database does not open, or `store` cannot be written.
+        UserError: the server does not answer, the database does not open, or `store` is not writable.
     """
     if uri.startswith(("http://", "https://")):
         _probe(uri)
@@ -96,21 +94,21 @@ def _probe(uri: str) -> None:
     except requests.RequestException as error:
         raise UserError(
             f"no MLflow server answers at tracking.uri={without_password(uri)} "
-            f"({type(error).__name__}); start it, or leave tracking.uri out to record under store, or "
-            "use tracking=none"
+            f"({type(error).__name__}); start it, remove tracking.uri to record under store, or use "
+            "tracking=none"
         ) from error
 
 
 def close_dead_runs(client: MlflowClient, experiment_id: str) -> None:
-    """Mark KILLED what a SIGKILL or a power cut left RUNNING on this machine."""
+    """Mark runs KILLED that a SIGKILL or a power cut left RUNNING on this machine."""
     for run in runs(client, experiment_id, "attributes.status = 'RUNNING'"):
         if processes.is_dead(run.data.tags):
             client.set_terminated(run.info.run_id, "KILLED")
-            log.info("run %s of a dead process: marked KILLED", run.info.run_name)
+            log.info("marked run %s KILLED: its process is dead", run.info.run_name)
 
 
 def runs(client: MlflowClient, experiment_id: str, query: str = "") -> Iterator[Run]:
-    """All runs that match, page by page, the newest first."""
+    """Yield all runs that match `query`, the newest first."""
     token = None
     while True:
         page = client.search_runs([experiment_id], query, max_results=1000, page_token=token)
@@ -121,7 +119,7 @@ def runs(client: MlflowClient, experiment_id: str, query: str = "") -> Iterator[
 
 
 def retried(call: Callable[[], T]) -> T:
-    """Call again while the store is locked or its server away, for RETRY_FOR_S seconds."""
+    """Call, and repeat for RETRY_FOR_S seconds while the store is locked or its server is away."""
     deadline = time.monotonic() + RETRY_FOR_S
     while True:
         try:
@@ -136,8 +134,8 @@ def retried(call: Callable[[], T]) -> T:
             time.sleep(1)
 
 
-class MlflowTracker(Tracker):
-    """Writes the active MLflow run; `start_run` makes one and surely closes it."""
+class MlflowRun(Tracker):
+    """Writes one open MLflow run."""
 
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self.client, self.run_id = client, run_id
@@ -152,17 +150,16 @@ class MlflowTracker(Tracker):
         retried(partial(self.client.log_batch, self.run_id, tags=entities))
 
     def log_params(self, params: Mapping[str, str]) -> None:
-        shown = {name: without_password(value)[:PARAM_LIMIT] for name, value in params.items()}
-        entities = [Param(name, value) for name, value in shown.items()]
-        for first in range(0, len(entities), 100):  # MLflow's limit a call
+        entities = [Param(k, without_password(v)[:PARAM_LIMIT]) for k, v in params.items()]
+        for first in range(0, len(entities), 100):  # MLflow's limit for one call
             batch = entities[first : first + 100]
             retried(partial(self.client.log_batch, self.run_id, params=batch))
 
     def log_dataset(self, name: str, sha256: str, source: str, sizes: Mapping[str, int]) -> None:
-        """The data really used, with our digest: MLflow's own is that of a sample."""
+        # with our digest, because MLflow computes its own from a sample
         entity = DatasetEntity(
             name=name,
-            digest=sha256[:36],  # MLflow's limit; the tag `data.sha256` has it whole
+            digest=sha256[:36],  # MLflow's limit; the tag `data.sha256` has all of it
             source_type="local",
             source=json.dumps({"uri": source}),
             profile=json.dumps(dict(sizes)),
@@ -181,20 +178,20 @@ class MlflowTracker(Tracker):
         classes: Sequence[str],
         registered_name: str | None = None,
     ) -> None:
-        """As pt2, which loads without our package and runs no code from its file.
+        """Log a model as .pt2, which loads without this package and runs no code from its file.
 
         Args:
             model: on the CPU, in eval mode.
-            example: [B, C, H, W] pixels in 0..1; B at least 2, or the batch size is frozen.
-            classes: their names in label order, kept with the model.
-            registered_name: entry of MLflow's model registry that gets a new version.
+            example: [B, C, H, W] pixels in 0..1. With B = 1 the export would fix the batch size.
+            classes: names in label order, stored with the model.
+            registered_name: entry of the model registry that gets a new version; None: none.
         """
         import mlflow.pytorch
 
         batch = TensorSpec(np.dtype("float32"), (-1, *example.shape[1:]))
         logits = TensorSpec(np.dtype("float32"), (-1, -1))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch.export's internals
+            warnings.simplefilter("ignore")  # from inside torch.export
             log_model = partial(
                 mlflow.pytorch.log_model,
                 model,
@@ -204,10 +201,44 @@ class MlflowTracker(Tracker):
                 signature=ModelSignature(Schema([batch]), Schema([logits])),
                 serialization_format="pt2",
                 metadata={"classes": list(classes)},
-                # without it MLflow starts a process to guess them: 5 to 9 s
-                pip_requirements=[f"{p}=={provenance.package_versions()[p]}" for p in ("torch",)],
+                # otherwise MLflow starts a process that guesses them: 5 to 9 s
+                pip_requirements=[f"torch=={provenance.package_versions()['torch']}"],
             )
             retried(log_model)
+
+
+class MlflowTracker(MlflowRun):
+    """Opens the MLflow run of a configuration, and writes it.
+
+    Args:
+        cfg: the whole configuration; `tracking` and `store` in it say where the run goes.
+        run_name: the run's name in MLflow.
+        tags: tags of the run that are known before it opens.
+    """
+
+    def __init__(self, cfg: DictConfig, *, run_name: str, tags: Mapping[str, str]) -> None:
+        self.cfg, self.run_name, self.tags = cfg, run_name, tags
+
+    @contextmanager
+    def run(self, tags: Mapping[str, str], params: Mapping[str, str]) -> Iterator[None]:
+        """Open a run that records the code, the packages and the configuration; see `start_run`."""
+        settings = self.cfg.tracking
+        uri = store_uri(settings.uri, self.cfg.store)
+        experiment_id = prepare(uri, self.cfg.store, settings.experiment)
+        tags = {
+            **provenance.code_tags(),
+            **{name: without_password(value) for name, value in self.tags.items()},
+            **tags,
+        }
+        with start_run(uri, experiment_id, name=self.run_name, tags=tags, params=params) as run:
+            self.client, self.run_id = run.client, run.run_id
+            self.log_artifacts(self._write_inputs)
+            yield
+
+    def _write_inputs(self, folder: Path) -> None:
+        settings = without_password(OmegaConf.to_yaml(self.cfg, resolve=True))
+        (folder / "config.yaml").write_text(settings)
+        (folder / "code.diff").write_text(provenance.git_state()[1])
 
 
 @contextmanager
@@ -218,34 +249,36 @@ def start_run(
     name: str | None,
     tags: Mapping[str, str],
     params: Mapping[str, str],
-) -> Iterator[MlflowTracker]:
-    """A run that ends FINISHED, FAILED by an exception, or KILLED by a signal."""
+) -> Iterator[MlflowRun]:
+    """Open a run. It ends FINISHED, after an exception FAILED, after a signal KILLED."""
     mlflow.set_tracking_uri(uri)
     tags = {**processes.process_identity(), **tags}
-    run = retried(partial(mlflow.start_run, experiment_id=experiment_id, run_name=name, tags=tags))
-    tracker = MlflowTracker(MlflowClient(uri), run.info.run_id)
+    started = retried(
+        partial(mlflow.start_run, experiment_id=experiment_id, run_name=name, tags=tags)
+    )
+    run = MlflowRun(MlflowClient(uri), started.info.run_id)
     try:
-        tracker.log_params(params)
-        yield tracker
-        _end(tracker, "FINISHED")
+        run.log_params(params)
+        yield run
+        _end(run, "FINISHED")
     except Exception as error:
         text = traceback.format_exc()
-        with suppress(MlflowException):  # where the store stays away, the first error is told
-            tracker.set_tags({"error": f"{type(error).__name__}: {error}"[:5000]})
-            tracker.log_artifacts(lambda folder: _write(folder / "traceback.txt", text))
+        with suppress(MlflowException):  # if the store stays away, raise the first error
+            run.set_tags({"error": f"{type(error).__name__}: {error}"[:5000]})
+            run.log_artifacts(lambda folder: _write(folder / "traceback.txt", text))
         with suppress(MlflowException):
-            _end(tracker, "FAILED")
+            _end(run, "FAILED")
         raise
     except BaseException:
         with suppress(MlflowException):
-            _end(tracker, "KILLED")
+            _end(run, "KILLED")
         raise
 
 
-def _end(tracker: MlflowTracker, status: str) -> None:
-    """`mlflow.end_run` alone forgets the run before it writes, so that a second try does nothing."""
+def _end(run: MlflowRun, status: str) -> None:
+    """Close a run. `mlflow.end_run` alone forgets the run before it writes, so a retry does nothing."""
     try:
-        retried(partial(tracker.client.set_terminated, tracker.run_id, status))
+        retried(partial(run.client.set_terminated, run.run_id, status))
     finally:
         with suppress(MlflowException):
             mlflow.end_run(status)
@@ -258,22 +291,23 @@ def _write(path: Path, text: str) -> None:
 @contextmanager
 def sweep_run(
     uri: str, experiment_id: str, sweep: str, tags: Mapping[str, str]
-) -> Iterator[MlflowTracker]:
-    """The summary run of a sweep: one for its name, reopened when the sweep goes on."""
+) -> Iterator[MlflowRun]:
+    """Open the summary run of a sweep. A sweep that resumes reopens its run."""
     client = MlflowClient(uri)
     query = f"tags.kind = 'sweep' AND tags.sweep = '{sweep}'"
-    found = next(runs(client, experiment_id, query), None)
     tags = {**processes.process_identity(), "kind": "sweep", "sweep": sweep, **tags}
-    run = found or client.create_run(experiment_id, tags=tags, run_name=f"sweep {sweep}")
-    tracker = MlflowTracker(client, run.info.run_id)
-    tracker.set_tags(tags)
-    retried(partial(client.update_run, tracker.run_id, "RUNNING"))
+    existing = next(runs(client, experiment_id, query), None) or client.create_run(
+        experiment_id, tags=tags, run_name=f"sweep {sweep}"
+    )
+    run = MlflowRun(client, existing.info.run_id)
+    run.set_tags(tags)
+    retried(partial(client.update_run, run.run_id, "RUNNING"))
     status = "KILLED"
     try:
-        yield tracker
+        yield run
         status = "FINISHED"
     except Exception:
         status = "FAILED"
         raise
     finally:
-        retried(partial(client.set_terminated, tracker.run_id, status))
+        retried(partial(client.set_terminated, run.run_id, status))

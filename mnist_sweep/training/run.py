@@ -2,81 +2,103 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
 from mnist_sweep import models
 from mnist_sweep.analysis import metrics
-from mnist_sweep.common import signals as interrupt
+from mnist_sweep.common import signals
 from mnist_sweep.common.build import build
 from mnist_sweep.common.configs import differences, flatten
 from mnist_sweep.common.console import table
-from mnist_sweep.common.errors import UserError, without_password
+from mnist_sweep.common.errors import UserError
 from mnist_sweep.data.augment import build_augment
 from mnist_sweep.data.dataset import Dataset, load_dataset, to_float
-from mnist_sweep.tracking import provenance
+from mnist_sweep.sweep.trial import Trial
+from mnist_sweep.tracking.tracker import Tracker
 from mnist_sweep.training.config import EPOCH_METRICS
 from mnist_sweep.training.device import autocast_dtype, describe, pick_device
-from mnist_sweep.training.reporting import REPORTER, TAGS, Tracker
 from mnist_sweep.training.step import resized
 from mnist_sweep.training.trainer import Evaluation, State, Trainer
 
 log = logging.getLogger(__name__)
 
 
-def train(cfg: DictConfig) -> float:
-    """Run `cfg` and return the objective of the epoch that was best on validation."""
+def train(cfg: DictConfig, directory: Path, tracker: Tracker, trial: Trial) -> float:
+    """Train one model and return the objective of its best epoch.
+
+    Args:
+        cfg: a `config.Config`.
+        directory: where the checkpoints go.
+        tracker: records the run.
+        trial: hears of every epoch, and may end the run early.
+
+    Raises:
+        UserError: the configuration does not fit the data, the device or the run to resume; or
+            the loss diverges.
+    """
     started = time.monotonic()
-    directory = Path(HydraConfig.get().runtime.output_dir)
     device = pick_device(cfg.device)
     torch.manual_seed(cfg.seed)
-
     data = load_dataset(cfg.data).to(device)
-    model = build_model(cfg.model, data).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = build_model(cfg.model, data)
     trainer = build_trainer(cfg, model, data, directory)
     if cfg.trainer.resume:
         resume(cfg, trainer)
-    started -= trainer.state.seconds  # of the attempts before
-    announce(model, data, device, directory)
+        started -= trainer.state.seconds  # count the interrupted attempts too
+    log_setup(model, data, directory)
 
-    with interrupt.obeyed(), open_tracker(cfg, data, device) as tracker:
-        fit = trainer.fit(tracker, REPORTER.get())
+    tags = {"data": data.name, "data.sha256": data.digest, "device": describe(device)}
+    with signals.obeyed(), tracker.run(tags, flatten(cfg)):
+        sizes = {name: len(split) for name, split in data.splits.items()}
+        tracker.log_dataset(data.name, data.digest, cfg.data.root, sizes)
+        state = trainer.fit(tracker, trial)
         summary = {
-            "best_epoch": fit.best_epoch,
+            "best_epoch": state.best_epoch,
             "n_parameters": models.n_parameters(model),
-            "fit_s": fit.seconds,
-            **{f"best/{name}": fit.history[fit.best_epoch - 1][name] for name in EPOCH_METRICS},
+            "fit_s": state.seconds,
+            **{f"best/{name}": state.history[state.best_epoch - 1][name] for name in EPOCH_METRICS},
         }
-        if fit.pruned:
+        if state.pruned:
             tracker.set_tags({"state": "pruned"})
         else:
             val, test = trainer.evaluate(data.val), trainer.evaluate(data.test)
             summary |= {"test/loss": test.loss, "test/accuracy": test.accuracy}
-            produce = partial(write_results, data=data, fit=fit, val=val, test=test, model=model)
-            tracker.log_artifacts(partial(produce, pictures=which_pictures(cfg)))
+            pictures = cfg.tracking.figures or ("few" if trial.number is not None else "all")
+            tracker.log_artifacts(
+                partial(
+                    write_results,
+                    data=data,
+                    state=state,
+                    val=val,
+                    test=test,
+                    model=model,
+                    pictures=pictures,
+                )
+            )
             if cfg.tracking.log_model:
                 example = to_float(data.val.images[:2].cpu()).numpy()
                 tracker.log_model(model.cpu().eval(), example, data.classes)
         summary["run_s"] = time.monotonic() - started
-        tracker.log_metrics(summary, step=fit.epoch)
-        REPORTER.get().finish(summary)
-    conclude(summary, fit)
+        tracker.log_metrics(summary, step=state.epoch)
+        trial.finish(summary)
+    log_result(state, summary)
     return float(summary[f"best/{cfg.objective}"])
 
 
 def build_model(cfg: DictConfig, data: Dataset) -> nn.Module:
+    """Build the network of the node `model` with its normalisation, on the device of the data."""
     net = build(cfg, in_shape=data.shape, n_classes=len(data.classes))
-    return models.Classifier(net, data.mean, data.std)
+    model = models.Classifier(net, data.mean, data.std)
+    return model.to(data.train.images.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def build_trainer(cfg: DictConfig, model: nn.Module, data: Dataset, directory: Path) -> Trainer:
@@ -154,77 +176,32 @@ def build_schedule(cfg: DictConfig, optimizer: Optimizer, steps_per_epoch: int) 
     return build(cfg.scheduler.factory, optimizer, **length)
 
 
-def announce(model: nn.Module, data: Dataset, device: torch.device, directory: Path) -> None:
+def log_setup(model: nn.Module, data: Dataset, directory: Path) -> None:
+    """Log the data, the device, the layers of the model, and the run's directory."""
     parts = [f"{len(split):,} {name}" for name, split in data.splits.items()]
-    log.info("%s: %s images, on %s", data.name, ", ".join(parts), describe(device))
+    device = describe(data.train.images.device)
+    log.info("%s: %s images, on %s", data.name, ", ".join(parts), device)
     title = f"model: {models.n_parameters(model):,} parameters"
     layers = [(*about, f"{n:>10,}" if n else "") for *about, n in models.summary(model, data.shape)]
     log.info(table(("layer", "output", "parameters"), layers, title))
     log.info("run directory: %s", directory)
 
 
-def conclude(summary: Mapping[str, float], fit: State) -> None:
-    best = f"best epoch {fit.best_epoch}: validation {100 * summary['best/val/accuracy']:.2f} %"
-    if fit.pruned:
-        log.info("pruned after epoch %d; %s", fit.epoch, best)
+def log_result(state: State, summary: Mapping[str, float]) -> None:
+    """Log the best epoch and the test metrics."""
+    best = f"best epoch {state.best_epoch}: validation {100 * summary['best/val/accuracy']:.2f} %"
+    if state.pruned:
+        log.info("pruned after epoch %d; %s", state.epoch, best)
         return
     test = f"test {100 * summary['test/accuracy']:.2f} % (loss {summary['test/loss']:.4f})"
     log.info("%s, %s, %.1f s", best, test, summary["run_s"])
-
-
-@contextmanager
-def open_tracker(cfg: DictConfig, data: Dataset, device: torch.device) -> Iterator[Tracker]:
-    """The record of this run, begun with all that it was made of; closed when the block ends."""
-    if not cfg.tracking.enabled:
-        yield Tracker()
-        return
-    from mnist_sweep.tracking import run as tracking  # imports mlflow
-
-    uri = tracking.store_uri(cfg.tracking.uri, cfg.store)
-    experiment_id = tracking.prepare(uri, cfg.store, cfg.tracking.experiment)
-    choices = HydraConfig.get().runtime.choices
-    commit, diff = provenance.git_state()
-    tags = {
-        "model": str(choices.get("model")),
-        "data": data.name,
-        "data.sha256": data.digest,
-        "device": describe(device),
-        "git.commit": commit,
-        "git.dirty": str(bool(diff)).lower(),
-        "directory": HydraConfig.get().runtime.output_dir,
-        "overrides": without_password(" ".join(HydraConfig.get().overrides.task)),
-        **{f"version.{name}": v for name, v in provenance.package_versions().items()},
-        **TAGS.get(),
-    }
-
-    def write_inputs(folder: Path) -> None:
-        settings = without_password(OmegaConf.to_yaml(cfg, resolve=True))
-        (folder / "config.yaml").write_text(settings)
-        (folder / "code.diff").write_text(diff)
-
-    with tracking.start_run(
-        uri,
-        experiment_id,
-        name=cfg.tracking.run_name or tags["model"],
-        tags=tags,
-        params=flatten(cfg),
-    ) as tracker:
-        sizes = {name: len(split) for name, split in data.splits.items()}
-        tracker.log_dataset(data.name, data.digest, cfg.data.root, sizes)
-        tracker.log_artifacts(write_inputs)
-        yield tracker
-
-
-def which_pictures(cfg: DictConfig) -> str:
-    """`tracking.figures`; not said: all of a run, a few of a trial, of which there are many."""
-    return str(cfg.tracking.figures or ("few" if "trial" in TAGS.get() else "all"))
 
 
 def write_results(
     folder: Path,
     *,
     data: Dataset,
-    fit: State,
+    state: State,
     val: Evaluation,
     test: Evaluation,
     model: nn.Module,
@@ -246,8 +223,8 @@ def write_results(
     metrics.confusion_table(matrix, data.classes).to_csv(folder / "confusion_matrix.csv")
     drawn = figures.of_run(
         pictures,
-        history=fit.history,
-        best_epoch=fit.best_epoch,
+        history=state.history,
+        best_epoch=state.best_epoch,
         images=data.test.images.cpu().numpy(),
         labels=test_labels,
         probabilities=test.probabilities,

@@ -20,11 +20,12 @@ from mnist_sweep.common.errors import UserError
 from mnist_sweep.common.signals import Deferred
 from mnist_sweep.data.augment import Augment
 from mnist_sweep.data.dataset import Dataset, Split, batches
+from mnist_sweep.sweep.trial import Trial
+from mnist_sweep.tracking.tracker import Tracker
 from mnist_sweep.training import checkpoint, progress
 from mnist_sweep.training.config import TrainerConfig
 from mnist_sweep.training.cuda_graph import CudaGraph, Graphed
 from mnist_sweep.training.ema import Average
-from mnist_sweep.training.reporting import Reporter, Tracker
 from mnist_sweep.training.step import Backward
 
 log = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ class Trainer:
         self._partial: PartialEpoch | None = None
         self._signals = Deferred()
 
-    def fit(self, tracker: Tracker, reporter: Reporter) -> State:
+    def fit(self, tracker: Tracker, trial: Trial) -> State:
         """Train to the last epoch, an early stop or a prune, then put the best weights back.
 
         SIGINT and SIGTERM are obeyed between two steps, with a checkpoint of the very step.
@@ -137,14 +138,14 @@ class Trainer:
         """
         for epoch, metrics in enumerate(self.state.history, start=1):  # of a resumed run
             tracker.log_metrics(metrics, step=epoch)
-            self.state.pruned = reporter.report(epoch, metrics)
+            self.state.pruned = trial.report(epoch, metrics)
         try:
             with self._signals.installed():
                 while not self._finished():
                     metrics = self._epoch()
                     self._save_last()  # first: a store that is away must not cost the epoch
                     tracker.log_metrics(metrics, step=self.state.epoch)
-                    self.state.pruned = reporter.report(self.state.epoch, metrics)
+                    self.state.pruned = trial.report(self.state.epoch, metrics)
                     self._signals.obey_pending()
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
