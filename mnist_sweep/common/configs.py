@@ -1,5 +1,6 @@
 """Configurations compared and flattened."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -29,3 +30,8 @@ def flatten(cfg: DictConfig) -> dict[str, str]:
 
     walk("", OmegaConf.to_container(cfg, resolve=True))
     return flat
+
+
+def is_under(key: str, prefixes: Iterable[str]) -> bool:
+    """Whether a dotted key is one of `prefixes` or below one of them."""
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)

@@ -13,5 +13,7 @@ def schema(cls: type[T]) -> type[T]:
     """A dataclass that files under conf/ start from, as /schema/<its name without Config>."""
     made = dataclass(cls)
     name = cls.__name__.removesuffix("Config").lower() or "config"
-    ConfigStore.instance().store(group="schema", name=name, node=made, provider="mnist_sweep")
+    ConfigStore.instance().store(
+        group="schema", name=name, node=made, provider="mnist_sweep", replace=True
+    )
     return made

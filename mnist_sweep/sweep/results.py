@@ -12,10 +12,10 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from mnist_sweep.common.configs import is_under
 from mnist_sweep.common.errors import without_password
 from mnist_sweep.common.program import program
 from mnist_sweep.sweep import study as storage
-from mnist_sweep.common.configs import is_under
 from mnist_sweep.sweep.config import OWN_KEYS
 from mnist_sweep.sweep.study import get_trials
 

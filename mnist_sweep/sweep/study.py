@@ -24,9 +24,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from mnist_sweep.common import processes
+from mnist_sweep.common.configs import is_under
 from mnist_sweep.common.errors import UserError, without_password
 from mnist_sweep.sweep import optuna_internals
-from mnist_sweep.common.configs import is_under
 from mnist_sweep.sweep.config import OWN_KEYS
 
 log = logging.getLogger(__name__)

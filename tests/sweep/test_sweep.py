@@ -133,7 +133,7 @@ def test_changed_space_is_refused_with_the_difference(store: Path) -> None:
     run("x=interval(0,1)", "sweep.name=c", "sweep.n_trials=2", store=store)
     code, out = run("x=interval(0,2)", "sweep.name=c", "sweep.n_trials=3", store=store)
     assert code != 0
-    assert "another space" in out
+    assert "another search space" in out
     assert '"high": 1.0' in out
     assert '"high": 2.0' in out
     code, _ = run(
@@ -264,7 +264,7 @@ def test_other_choices_cannot_extend_a_study(store: Path) -> None:
     run("x=1,2", "sweep.name=e", store=store)
     code, out = run("x=3,2,1", "sweep.name=e", "sweep.extend=true", store=store)
     assert code != 0
-    assert "take another sweep.name\n" in out
+    assert "choose another sweep.name\n" in out
     assert len(trials(store, "e")) == 2
 
 
@@ -362,7 +362,7 @@ def test_editing_conf_during_a_sweep_changes_nothing(store: Path, tmp_path: Path
     assert "act: ok" in copied.read_text()
     copied.write_text(copied.read_text().replace("act: ok", "act: raise"))
     _, out = run("x=1,2,3", "sweep.name=frozen", "sweep.extend=false", store=store)
-    assert "another space" in out
+    assert "another search space" in out
     code, out = run("x=2,1", "sweep.name=frozen2", store=store)
     assert code == 0
 
