@@ -1,4 +1,4 @@
-"""Arrays in, matplotlib Figures out. Fonts, sizes and colours are set here."""
+"""Draw matplotlib figures from arrays. This module sets their fonts, sizes and colours."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mnist_sweep.analysis import metrics
 
-# Okabe & Ito (2008), told apart under every common form of colour blindness.
+# Okabe & Ito (2008): distinguishable under every common form of colour blindness
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 COLOURS = [BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9"]
 STYLE: Any = {
@@ -26,12 +26,18 @@ STYLE: Any = {
 
 
 def learning_curves(history: Sequence[Mapping[str, float]], best_epoch: int) -> Figure:
-    """Loss and accuracy of training and validation by epoch; `history` has one mapping an epoch."""
+    """Plot training and validation loss and accuracy.
+
+    Args:
+        history: metrics of each epoch, e.g. {"train/loss": 0.1, "val/accuracy": 0.98}.
+        best_epoch: epoch to mark, counted from 1.
+    """
     epochs = range(1, len(history) + 1)
     with rc_context(STYLE):
         figure = Figure(figsize=(9, 3.6), layout="constrained")
+        units = ("cross-entropy", "%")
         for axes, name, unit in zip(
-            figure.subplots(1, 2), ("loss", "accuracy"), ("cross-entropy", "%"), strict=True
+            figure.subplots(1, 2), ("loss", "accuracy"), units, strict=True
         ):
             factor = 100 if name == "accuracy" else 1
             for split, colour in (("train", BLUE), ("val", ORANGE)):
@@ -40,60 +46,60 @@ def learning_curves(history: Sequence[Mapping[str, float]], best_epoch: int) -> 
                 axes.plot(epochs, values, color=colour, marker="o", markersize=3, label=label)
             axes.axvline(best_epoch, color=GREEN, linestyle="--", label=f"best: epoch {best_epoch}")
             axes.set(xlabel="epoch", ylabel=f"{name} ({unit})", title=name.capitalize())
-            axes.set_xlim(0.5, len(history) + 0.5)  # whole numbers on the axis, for one epoch too
+            axes.set_xlim(0.5, len(history) + 0.5)  # room for integer ticks even with one epoch
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.legend(frameon=False)
     return figure
 
 
 def confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str], title: str) -> Figure:
-    """Counts [n_classes, n_classes], true classes in rows, and beside them percent of each row.
+    """Draw a confusion matrix [n_classes, n_classes] as counts and as percentages of each true class.
 
-    Coloured by the errors alone: where nearly all is right the diagonal would drown them.
+    Only errors are coloured. On a common scale with the diagonal they would be invisible.
     """
     n = len(classes)
-    off = ~np.eye(n, dtype=bool)
+    off_diagonal = ~np.eye(n, dtype=bool)
     percent = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     longest = max(map(len, classes))
     with rc_context({**STYLE, "axes.grid": False}):
         side = 2.6 + 0.45 * n
         figure = Figure(figsize=(2 * side, side), layout="constrained")
-        for axes, values, what in zip(
+        for axes, values, unit in zip(
             figure.subplots(1, 2), (matrix, percent), ("images", "% of the true class"), strict=True
         ):
-            top = max(values[off].max(), 1e-9)
-            axes.imshow(np.where(off, values, np.nan), cmap="Oranges", vmin=0, vmax=top)
+            top = max(values[off_diagonal].max(), 1e-9)
+            axes.imshow(np.where(off_diagonal, values, np.nan), cmap="Oranges", vmin=0, vmax=top)
             for row, column in np.argwhere(matrix):
                 value = values[row, column]
                 dark = row != column and value > 0.6 * top
                 colour = "white" if dark else GREEN if row == column else "black"
-                text = f"{value}" if what == "images" else f"{value:.1f}"
+                text = f"{value}" if unit == "images" else f"{value:.1f}"
                 axes.text(column, row, text, ha="center", va="center", color=colour, size=9)
             axes.set_xticks(range(n), classes, rotation=90 if longest > 3 else 0)
             axes.set_yticks(range(n), classes)
-            axes.set(xlabel="predicted", ylabel="true", title=what)
+            axes.set(xlabel="predicted", ylabel="true", title=unit)
             axes.spines[:].set_visible(False)
         figure.suptitle(title)
     return figure
 
 
-def taken_for_another(matrix: NDArray[np.int64], data_name: str) -> str:
-    """What a confusion matrix shows, as its title."""
+def confusion_title(matrix: NDArray[np.int64], name: str) -> str:
+    """Title of a confusion matrix. `name` is that of the data or of the model."""
     n_wrong = int(matrix.sum() - matrix.trace())
-    return f"{n_wrong} of {matrix.sum():,} test images of {data_name} are taken for another"
+    return f"{name}: {n_wrong} of {matrix.sum():,} test images are misclassified"
 
 
 def per_class(matrix: NDArray[np.int64], classes: Sequence[str], title: str) -> Figure:
-    """Precision, recall and F1 of each class, of a confusion matrix [n_classes, n_classes]."""
+    """Plot precision, recall and F1 of each class from a confusion matrix [n_classes, n_classes]."""
     n = len(classes)
     scores = metrics.per_class(matrix)
     with rc_context({**STYLE, "axes.grid.axis": "y"}):
         figure = Figure(figsize=(max(8.0, 0.55 * n), 3.6), layout="constrained")
         axes = figure.subplots()
-        drawn = zip(scores.items(), (BLUE, ORANGE, GREEN), ("v", "^", "D"), strict=True)
-        for i, ((name, values), colour, marker) in enumerate(drawn):
-            at = np.arange(n) + 0.2 * (i - 1)
-            axes.plot(at, 100 * values, marker, color=colour, label=name, markersize=7)
+        series = zip(scores.items(), (BLUE, ORANGE, GREEN), ("v", "^", "D"), strict=True)
+        for i, ((name, values), colour, marker) in enumerate(series):
+            x = np.arange(n) + 0.2 * (i - 1)
+            axes.plot(x, 100 * values, marker, color=colour, label=name, markersize=7)
         lowest = 100 * min(values.min() for values in scores.values())
         axes.set_ylim(max(0.0, lowest - 0.1 * (100 - lowest) - 0.1), 100 + 0.05 * (100 - lowest))
         axes.set_xticks(range(n), classes, rotation=90 if max(map(len, classes)) > 3 else 0)
@@ -103,18 +109,22 @@ def per_class(matrix: NDArray[np.int64], classes: Sequence[str], title: str) -> 
 
 
 def calibration(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Figure:
-    """How often the model is right against how sure it is; `probabilities` [N, n_classes]."""
+    """Plot accuracy against confidence, from probabilities [N, n_classes] and labels [N]."""
     bins, ece = metrics.calibration(probabilities, labels)
     with rc_context(STYLE):
         figure = Figure(figsize=(5, 5.4), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         upper.plot([0, 100], [0, 100], color="gray", linestyle="--", label="perfect")
         upper.plot(100 * bins.confidence, 100 * bins.accuracy, "o-", color=BLUE, label="this model")
-        upper.set(ylabel="right (%)", xlim=(0, 101), ylim=(0, 101))
-        upper.set_title(f"Calibration: off by {100 * ece:.2f} points on average (ECE)")
+        upper.set(ylabel="accuracy (%)", xlim=(0, 101), ylim=(0, 101))
+        upper.set_title(f"Calibration error (ECE): {100 * ece:.2f} points")
         upper.legend(frameon=False)
         lower.bar(100 * bins.centre, bins.n_images, width=5, color=BLUE)
-        lower.set(xlabel="probability of the predicted class (%)", ylabel="images", yscale="log")
+        lower.set(
+            xlabel="confidence: probability of the predicted class (%)",
+            ylabel="images",
+            yscale="log",
+        )
     return figure
 
 
@@ -124,9 +134,14 @@ def prediction(
     true: int,
     classes: Sequence[str],
 ) -> Figure:
-    """One image [C, H, W] beside its probabilities [n_classes]; at most the ten largest."""
+    """Draw one image [C, H, W] and its ten largest probabilities [n_classes].
+
+    Args:
+        true: label of the true class.
+        classes: class names in label order.
+    """
     shown = np.sort(np.argsort(-probabilities)[:10])
-    right = probabilities.argmax() == true
+    predicted = int(probabilities.argmax())
     names = [classes[i] for i in shown]
     with rc_context({**STYLE, "axes.grid.axis": "x"}):
         figure = Figure(figsize=(7.5, 3.4), layout="constrained")
@@ -135,20 +150,23 @@ def prediction(
         left.axis("off")
         left.set_title(f"true: {classes[true]}")
         colours = [GREEN if i == true else ORANGE for i in shown]
-        drawn = bars.barh(names, 100 * probabilities[shown], color=colours)
-        bars.bar_label(drawn, [f"{100 * p:.1f}" for p in probabilities[shown]], padding=3)
+        container = bars.barh(names, 100 * probabilities[shown], color=colours)
+        bars.bar_label(container, [f"{100 * p:.1f}" for p in probabilities[shown]], padding=3)
         bars.invert_yaxis()
         bars.set_axisbelow(True)
         bars.set(xlim=(0, 115), xlabel="probability (%), green: true class")
         bars.set_xticks(range(0, 101, 20))
-        seen = f"{'right' if right else 'wrong'}: seen as {classes[int(probabilities.argmax())]}"
-        bars.set_title(seen)
+        outcome = "correct" if predicted == true else "wrong"
+        bars.set_title(f"{outcome}: predicted {classes[predicted]}")
     return figure
 
 
-def filters(weights: NDArray[np.float32], title: str, most: int = 32) -> Figure:
-    """First-layer weights [n_filters, C, H, W], mean over C: blue positive, red negative."""
-    shown = weights[:most].mean(1)[..., None]
+def filters(weights: NDArray[np.float32], title: str, limit: int = 32) -> Figure:
+    """Draw first-layer weights [n_filters, C, H, W], averaged over C: blue positive, red negative.
+
+    At most `limit` filters are drawn.
+    """
+    shown = weights[:limit].mean(1)[..., None]
     columns = min(8, len(shown))
     largest = float(np.abs(shown).max()) or 1.0
     gap = max(1, shown.shape[1] // 5)
@@ -163,8 +181,8 @@ def filters(weights: NDArray[np.float32], title: str, most: int = 32) -> Figure:
     return figure
 
 
-def of_run(
-    which: str,
+def run_figures(
+    selection: str,
     *,
     history: Sequence[Mapping[str, float]],
     best_epoch: int,
@@ -175,21 +193,28 @@ def of_run(
     first_layer: NDArray[np.float32] | None,
     data_name: str,
 ) -> Iterator[tuple[str, Figure]]:
-    """The pictures of one run by name: `all` of them, a `few` or `none`.
+    """Yield the figures of one run as (name, figure).
 
     Args:
-        images: [N, C, H, W] of the test set, with labels [N] and probabilities [N, n_classes].
-        first_layer: weights [n_filters, C, H, W], where the model's first layer looks at pixels.
+        selection: "all", "few" (learning curves and confusion matrix) or "none".
+        history: metrics of each epoch; see `learning_curves`.
+        best_epoch: counted from 1.
+        images: test images [N, C, H, W].
+        labels: [N].
+        probabilities: [N, n_classes].
+        classes: class names in label order.
+        first_layer: weights [n_filters, C, H, W]; None if the first layer has no such filters.
+        data_name: name of the dataset.
     """
-    if which == "none":
+    if selection == "none":
         return
     yield "learning_curves", learning_curves(history, best_epoch)
     predicted = probabilities.argmax(1)
     matrix = metrics.confusion_matrix(predicted, labels, len(classes))
     wrong = np.flatnonzero(predicted != labels)
-    title = taken_for_another(matrix, data_name)
+    title = confusion_title(matrix, data_name)
     yield "confusion_matrix", confusion_matrix(matrix, classes, title)
-    if which == "few":
+    if selection == "few":
         return
 
     def captions(indices: NDArray[np.int64]) -> list[str]:
@@ -199,26 +224,31 @@ def of_run(
         ]
 
     if len(wrong):
-        surest = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")]
-        title = f"The surest of {len(wrong)} mistakes: true as predicted, probability"
-        yield "mistakes", image_grid(images[surest[:20]], captions(surest[:20]), title)
-        i = surest[0]
+        confident = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")]
+        title = f"The most confident of {len(wrong)} mistakes: true as predicted, probability"
+        yield "mistakes", image_grid(images[confident[:20]], captions(confident[:20]), title)
+        i = confident[0]
         yield "prediction", prediction(images[i], probabilities[i], int(labels[i]), classes)
     first = np.arange(min(20, len(labels)))
     title = "The first test images: true as predicted, probability; mistakes in red"
-    marked = list(predicted[first] != labels[first])
-    yield "predictions", image_grid(images[first], captions(first), title, marked=marked)
-    yield "per_class", per_class(matrix, classes, "Which classes are hard: test images")
+    mistakes = list(predicted[first] != labels[first])
+    yield "predictions", image_grid(images[first], captions(first), title, red=mistakes)
+    yield "per_class", per_class(matrix, classes, "Test metrics of each class")
     yield "calibration", calibration(probabilities, labels)
     if first_layer is not None:
-        title = "What the first layer looks for: blue adds, red subtracts"
+        title = "Filters of the first layer: positive weights blue, negative red"
         yield "first_layer", filters(first_layer, title)
 
 
 def class_distribution(
     counts: Mapping[str, NDArray[np.int64]], classes: Sequence[str], title: str
 ) -> Figure:
-    """Images of each class, one panel a split; `counts` maps a split's name to [n_classes]."""
+    """Plot the number of images of each class, one panel per split.
+
+    Args:
+        counts: {split: images of each class [n_classes]}.
+        classes: class names in label order.
+    """
     longest = max(map(len, classes))
     with rc_context({**STYLE, "axes.grid.axis": "y"}):
         figure = Figure(
@@ -231,8 +261,8 @@ def class_distribution(
             axes.axhline(count.mean(), color=ORANGE, linestyle="--")
             axes.set_axisbelow(True)
             axes.set_xticks(range(len(classes)), classes, rotation=90 if longest > 3 else 0)
-            found = f"{count.sum():,} images, {count.mean():,.0f} a class on average (dashed)"
-            axes.set(ylabel="images", title=f"{name}: {found}")
+            total = f"{count.sum():,} images, {count.mean():,.0f} per class on average (dashed)"
+            axes.set(ylabel="images", title=f"{name}: {total}")
         figure.suptitle(title)
     return figure
 
@@ -242,11 +272,18 @@ def image_grid(
     captions: Sequence[str],
     title: str,
     columns: int = 5,
-    marked: Sequence[bool] | None = None,
+    red: Sequence[bool] | None = None,
 ) -> Figure:
-    """Images [N, C, H, W] (uint8, or float in 0..1), each under its caption, the marked ones in red."""
+    """Draw images [N, C, H, W] (uint8, or float in 0..1) in rows, each under its caption.
+
+    Args:
+        columns: images in a row.
+        red: [N] whether to print each caption in red.
+    """
     n, n_channels, height, width = images.shape
-    white = (255 if images.dtype == np.uint8 else 1) * (n_channels == 3)  # grey is drawn inverted
+    white = (255 if images.dtype == np.uint8 else 1) * (
+        n_channels == 3
+    )  # grey is inverted when drawn
     sheet, corners = _mosaic(images.transpose(0, 2, 3, 1), columns, height // 4, white)
     rows = max(1, -(-n // columns))
     with rc_context({**STYLE, "axes.grid": False}):
@@ -256,9 +293,9 @@ def image_grid(
         axes.imshow(
             sheet.squeeze(), cmap="gray_r", vmin=0, vmax=255 if images.dtype == np.uint8 else 1
         )
-        for (y, x), caption, mark in zip(corners, captions, marked or [False] * n, strict=False):
-            at = x + width / 2, y - height / 14
-            axes.text(*at, caption, ha="center", size=10, color=RED if mark else "black")
+        for (y, x), caption, in_red in zip(corners, captions, red or [False] * n, strict=False):
+            position = x + width / 2, y - height / 14
+            axes.text(*position, caption, ha="center", size=10, color=RED if in_red else "black")
         figure.suptitle(title)
     return figure
 
@@ -266,22 +303,26 @@ def image_grid(
 def _mosaic(
     tiles: NDArray[Any], columns: int, gap: int, fill: float
 ) -> tuple[NDArray[Any], list[tuple[int, int]]]:
-    """Tiles [N, H, W, C] on one sheet, `gap` above and beside each, and their corners (y, x).
+    """Arrange tiles [N, H, W, C] on one sheet [H, W, C], and return it with their corners (y, x).
 
-    One picture, for matplotlib takes 15 ms to lay out each axes.
+    There are `gap` pixels above and beside each tile, filled with `fill`. A single sheet is fast:
+    matplotlib needs 15 ms to lay out each axes.
     """
     n, height, width, n_channels = tiles.shape
     rows = max(1, -(-n // columns))
-    around = ((0, rows * columns - n), (gap, 0), (gap // 2, gap - gap // 2), (0, 0))
+    padding = ((0, rows * columns - n), (gap, 0), (gap // 2, gap - gap // 2), (0, 0))
     height, width = height + gap, width + gap
-    padded = np.pad(tiles, around, constant_values=fill)
+    padded = np.pad(tiles, padding, constant_values=fill)
     sheet = padded.reshape(rows, columns, height, width, n_channels).swapaxes(1, 2)
     corners = [(i // columns * height + gap, i % columns * width + gap // 2) for i in range(n)]
     return sheet.reshape(rows * height, columns * width, n_channels), corners
 
 
 def error_overlap(counts: NDArray[np.int64], names: Sequence[str], title: str) -> Figure:
-    """Images that two models both get wrong [M, M]; the share of the row's errors gives the colour."""
+    """Draw the number of images that two models both get wrong [M, M].
+
+    The colour shows the share of the errors of the row's model.
+    """
     n = len(names)
     share = counts / np.maximum(np.diag(counts)[:, None], 1)
     with rc_context({**STYLE, "axes.grid": False}):
@@ -301,57 +342,36 @@ def error_overlap(counts: NDArray[np.int64], names: Sequence[str], title: str) -
     return figure
 
 
-def learning_curves_of(
-    histories: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]],
-) -> Figure:
-    """Loss of several runs by name: {metric: [(epoch, value)]} with train/loss and val/loss."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        axes = figure.subplots()
-        for (name, history), colour in zip(histories.items(), COLOURS, strict=False):
-            for metric, style in (("train/loss", ":"), ("val/loss", "-")):
-                label = name if metric == "val/loss" else None
-                axes.plot(*zip(*history[metric], strict=True), style, color=colour, label=label)
-        axes.set(yscale="log", xlabel="epoch", ylabel="loss (cross-entropy)")
-        axes.set_title("Best runs: validation, and dotted training")
-        axes.legend(frameon=False)
-    return figure
-
-
-def trade_off(
-    points: NDArray[np.float64], front: NDArray[np.float64], cost: str, score: str
-) -> Figure:
-    """(cost, score) of each configuration [N, 2], and of those that nothing cheaper beats [M, 2]."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        axes = figure.subplots()
-        axes.scatter(points[:, 0], points[:, 1], s=14, color=BLUE)
-        axes.plot(front[:, 0], front[:, 1], "o-", color=ORANGE, label="nothing cheaper is better")
-        axes.set(
-            xscale="log", xlabel=cost, ylabel=score, title=f"Does it pay? {score} against {cost}"
-        )
-        axes.legend(frameon=False)
-    return figure
-
-
 def robustness(
-    rows: Sequence[tuple[str, float, float]], units: Mapping[str, str], plain: float
+    rows: Sequence[tuple[str, float, float]], units: Mapping[str, str], unchanged: float
 ) -> Figure:
-    """Of rows (kind of change, strength, accuracy), against that of the images as they are, `plain`."""
+    """Plot accuracy on changed test images against the strength of the change.
+
+    Changes with a single strength are listed in the title.
+
+    Args:
+        rows: (change, strength, accuracy in 0..1).
+        units: {change: unit of its strength}.
+        unchanged: accuracy on the unchanged images.
+    """
     accuracy = {name: {s: a for n, s, a in rows if n == name} for name in units}
-    curves = {name: found for name, found in accuracy.items() if len(found) > 1}
+    curves = {name: curve for name, curve in accuracy.items() if len(curve) > 1}
     with rc_context(STYLE):
         figure = Figure(figsize=(3 * len(curves), 3.4), layout="constrained")
-        for axes, (name, found) in zip(
+        for axes, (name, curve) in zip(
             figure.subplots(1, len(curves), sharey=True), curves.items(), strict=True
         ):
-            strengths = [0.0, *found]
-            axes.plot(strengths, [100 * a for a in (plain, *found.values())], "o-", color=BLUE)
-            axes.axhline(100 * plain, color=ORANGE, linestyle="--")
+            percent = [100 * a for a in (unchanged, *curve.values())]
+            axes.plot([0.0, *curve], percent, "o-", color=BLUE)
+            axes.axhline(100 * unchanged, color=ORANGE, linestyle="--")
             axes.set(xlabel=units[name], title=name)
         figure.axes[0].set(ylabel="accuracy (%)", ylim=(0, 103))
         single = [
-            f"{n}: {100 * a:.1f} %" for n, f in accuracy.items() if len(f) == 1 for a in f.values()
+            f"{name}: {100 * a:.1f} %"
+            for name, curve in accuracy.items()
+            if len(curve) == 1
+            for a in curve.values()
         ]
-        figure.suptitle("; ".join(["Right on changed test images (dashed: as they are)", *single]))
+        title = "Accuracy on changed test images (dashed: unchanged images)"
+        figure.suptitle("; ".join([title, *single]))
     return figure

@@ -42,7 +42,7 @@ def verdict(found: Sequence[Configuration], about: About, right: Right) -> list[
     how, p = _test(first, second, metric, right)
     if p is None:
         says = f"whether that is more than noise cannot be said: {how}"
-    elif p < metrics.NOISE:
+    elif p < metrics.SIGNIFICANCE_LEVEL:
         says = f"more than noise ({how}, p = {p:.2g})"
     else:
         says = f"that may be noise ({how}, p = {p:.2g})"

@@ -1,6 +1,6 @@
 """Votes of trained models: `python -m mnist_sweep.ensemble sweep=<name>` or `runs=[<id>,<id>]`.
 
-Members are chosen on the validation images, which they must share; the test set only judges.
+Predictions are chosen on the validation images, which they must share; the test set only judges.
 """
 
 import logging
@@ -17,7 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_sweep import app, models
 from mnist_sweep.analysis import figures, metrics
-from mnist_sweep.analysis.predictions import Members, of_runs, picture_of_hardest, test_data
+from mnist_sweep.analysis.predictions import (
+    Predictions,
+    draw_hardest_images,
+    load_data,
+    load_predictions,
+)
 from mnist_sweep.common import console
 from mnist_sweep.common import signals as interrupt
 from mnist_sweep.common.configs import flatten
@@ -43,7 +48,7 @@ class Vote:
     val_accuracy: float | None
 
 
-def load_members(uri: str, experiment_id: str, cfg: DictConfig) -> Members:
+def load_members(uri: str, experiment_id: str, cfg: DictConfig) -> Predictions:
     """Raises UserError where there are fewer than two."""
     if (cfg.sweep is None) == (not cfg.runs):
         raise UserError("expected either sweep=<name> or runs=[<run id>,<run id>]")
@@ -53,10 +58,10 @@ def load_members(uri: str, experiment_id: str, cfg: DictConfig) -> Members:
             f"{len(runs)} finished runs of sweep={cfg.sweep} in {without_password(uri)}: "
             "expected at least 2"
         )
-    return of_runs(uri, runs)
+    return load_predictions(uri, runs)
 
 
-def select(members: Members, rounds: int) -> NDArray[np.int64]:
+def select(members: Predictions, rounds: int) -> NDArray[np.int64]:
     """[M] weights: greedy on validation, or all alike where the models share no validation images."""
     if members.val is None:
         log.warning(
@@ -67,7 +72,7 @@ def select(members: Members, rounds: int) -> NDArray[np.int64]:
     return metrics.greedy_selection(members.val, members.val_labels, rounds)
 
 
-def vote(members: Members, weights: NDArray[np.int64]) -> list[Vote]:
+def vote(members: Predictions, weights: NDArray[np.int64]) -> list[Vote]:
     def mean(weights: NDArray[np.int64]) -> Way:
         return lambda probabilities: np.average(probabilities, 0, weights=weights).argmax(1)
 
@@ -87,7 +92,7 @@ def vote(members: Members, weights: NDArray[np.int64]) -> list[Vote]:
     return votes
 
 
-def summary(members: Members, votes: Sequence[Vote]) -> dict[str, float]:
+def summary(members: Predictions, votes: Sequence[Vote]) -> dict[str, float]:
     """Accuracies by name; the gain is that of the selection over the model that is best on validation."""
     test_accuracy = [metrics.accuracy(p, members.test_labels) for p in members.test]
     single = test_accuracy[members.best]
@@ -105,7 +110,10 @@ def summary(members: Members, votes: Sequence[Vote]) -> dict[str, float]:
 
 
 def as_table(
-    members: Members, weights: NDArray[np.int64], votes: Sequence[Vote], result: Mapping[str, float]
+    members: Predictions,
+    weights: NDArray[np.int64],
+    votes: Sequence[Vote],
+    result: Mapping[str, float],
 ) -> str:
     rows = []
     single = result["best_single/test/accuracy"]
@@ -124,7 +132,7 @@ def as_table(
 def write(
     folder: Path,
     *,
-    members: Members,
+    members: Predictions,
     votes: Sequence[Vote],
     table: str,
     classes: Sequence[str],
@@ -152,21 +160,20 @@ def write(
     figure = figures.error_overlap(metrics.overlap(wrong), members.names, title)
     figure.savefig(folder / "error_overlap.png")
     matrix = metrics.confusion_matrix(votes[-1].predicted, members.test_labels, len(classes))
-    n_wrong = int((votes[-1].predicted != members.test_labels).sum())
-    title = f"{votes[-1].name}: {n_wrong} of {len(members.test_labels):,} test images are taken for another"
+    title = figures.confusion_title(matrix, votes[-1].name)
     figures.confusion_matrix(matrix, classes, title).savefig(folder / "confusion_matrix.png")
     if data is not None:
-        picture_of_hardest(members, data).savefig(folder / "hardest_images.png")
+        draw_hardest_images(members, data).savefig(folder / "hardest_images.png")
 
 
-def confusions(members: Members) -> list[tuple[int, int, int]]:
+def confusions(members: Predictions) -> list[tuple[int, int, int]]:
     """(true, predicted, count), counted over all models."""
     n = members.test.shape[2]
     matrices = [metrics.confusion_matrix(p.argmax(1), members.test_labels, n) for p in members.test]
     return metrics.ranked_confusions(np.sum(matrices, axis=0))
 
 
-def report(members: Members, classes: Sequence[str]) -> None:
+def report(members: Predictions, classes: Sequence[str]) -> None:
     wrong = metrics.errors(members.test, members.test_labels)
     n_models, n_images = wrong.shape
     histogram = np.bincount(wrong.sum(0), minlength=n_models + 1)
@@ -192,7 +199,7 @@ def combine(cfg: DictConfig) -> None:
     result = summary(members, votes)
     table = as_table(members, weights, votes, result)
     log.info(table)
-    data = test_data(uri, members)
+    data = load_data(uri, members)
     classes = data.classes if data else tuple(map(str, range(members.test.shape[2])))
     report(members, classes)
     directory = Path(HydraConfig.get().runtime.output_dir)

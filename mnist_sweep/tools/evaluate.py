@@ -132,7 +132,7 @@ def _write(
     probabilities: NDArray[np.float32],
     robustness: Robustness,
 ) -> None:
-    title = figures.taken_for_another(matrix, data.name)
+    title = figures.confusion_title(matrix, data.name)
     figures.confusion_matrix(matrix, data.classes, title).savefig(folder / "confusion_matrix.png")
     labels = data.test.labels.numpy()
     figures.calibration(probabilities, labels).savefig(folder / "calibration.png")

@@ -62,7 +62,7 @@ def promote(cfg: DictConfig) -> None:
         old, new = right[registry.CHAMPION], right[registry.CHALLENGER]
         p = metrics.mcnemar(old, new)
         wins, why = (
-            bool(new.mean() > old.mean() and p < metrics.NOISE),
+            bool(new.mean() > old.mean() and p < metrics.SIGNIFICANCE_LEVEL),
             f"McNemar's exact test: p = {p:.2g}",
         )
     if wins or cfg.force:

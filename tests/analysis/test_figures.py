@@ -1,4 +1,4 @@
-"""The pictures of a run: each is drawn, and shows what it says."""
+"""The figures of a run: which are drawn, and what they show."""
 
 import numpy as np
 import pytest
@@ -7,17 +7,17 @@ from mnist_sweep.analysis import figures
 
 RNG = np.random.default_rng(0)
 LABELS = np.arange(40) % 10
-SURE = np.eye(10, dtype=np.float32)[LABELS] * 0.82 + 0.02
+CONFIDENT = np.eye(10, dtype=np.float32)[LABELS] * 0.82 + 0.02
 HISTORY = [
     {"train/loss": 1 / i, "val/loss": 1 / i, "train/accuracy": 0.5, "val/accuracy": 0.5}
     for i in (1, 2, 3)
 ]
 
 
-def of_run(which: str, probabilities: np.ndarray = SURE) -> dict[str, figures.Figure]:
+def run_figures(selection: str, probabilities: np.ndarray = CONFIDENT) -> dict[str, figures.Figure]:
     return dict(
-        figures.of_run(
-            which,
+        figures.run_figures(
+            selection,
             history=HISTORY,
             best_epoch=2,
             images=RNG.integers(0, 255, (40, 1, 28, 28), dtype=np.uint8),
@@ -34,26 +34,26 @@ def texts(figure: figures.Figure) -> list[str]:
     return [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
-def test_pictures_are_all_few_or_none() -> None:
-    assert of_run("none") == {}
-    assert list(of_run("few")) == ["learning_curves", "confusion_matrix"]
+def test_selection_is_all_few_or_none() -> None:
+    assert run_figures("none") == {}
+    assert list(run_figures("few")) == ["learning_curves", "confusion_matrix"]
     everything = {"predictions", "per_class", "calibration", "first_layer"}
-    assert everything <= set(of_run("all"))
+    assert everything <= set(run_figures("all"))
 
 
-def test_mistakes_are_shown_the_surest_first() -> None:
-    assert "mistakes" not in of_run("all"), "there are none"
-    wrong = SURE.copy()
+def test_most_confident_mistakes_come_first() -> None:
+    assert "mistakes" not in run_figures("all")  # all predictions are correct
+    wrong = CONFIDENT.copy()
     wrong[3], wrong[5] = 0.01, 0.02
     wrong[3, 8], wrong[5, 2] = 0.91, 0.82
-    drawn = of_run("all", wrong)
+    drawn = run_figures("all", wrong)
     assert texts(drawn["mistakes"]) == ["3 as 8, 91 %", "5 as 2, 82 %"]
-    assert drawn["prediction"].axes[1].get_title() == "wrong: seen as 8"
+    assert drawn["prediction"].axes[1].get_title() == "wrong: predicted 8"
     colours = [text.get_color() for text in drawn["predictions"].axes[0].texts]
     assert [i for i, colour in enumerate(colours) if colour == figures.RED] == [3, 5]
 
 
-def test_confusion_matrix_is_coloured_by_its_errors() -> None:
+def test_confusion_matrix_colours_only_errors() -> None:
     matrix = np.array([[900, 3], [1, 800]])
     left, right = figures.confusion_matrix(matrix, ["a", "b"], "t").axes
     shown = left.images[0].get_array()
@@ -64,7 +64,7 @@ def test_confusion_matrix_is_coloured_by_its_errors() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-def test_image_grid_puts_every_image_in_its_place(channels: int, dtype: type) -> None:
+def test_image_grid_draws_every_image_with_its_caption(channels: int, dtype: type) -> None:
     images = np.full((7, channels, 8, 8), 100, np.uint8).astype(dtype)
     if dtype is np.float32:
         images /= 255

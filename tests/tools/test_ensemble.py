@@ -13,9 +13,8 @@ from mlflow import MlflowClient
 from omegaconf import OmegaConf
 from torch import nn
 
-from mnist_sweep.analysis import metrics
-from mnist_sweep.analysis import predictions as members
-from mnist_sweep.data.dataset import embedded_mnist
+from mnist_sweep.analysis import metrics, predictions
+from mnist_sweep.data.sources import embedded_mnist
 from mnist_sweep.models import Mixture
 from mnist_sweep.tools import ensemble
 from mnist_sweep.tools import trained_model as loading
@@ -67,7 +66,7 @@ def test_mixture_is_the_weighted_mean_of_probabilities():
 
 
 def test_names_of_equal_runs_are_told_apart():
-    assert members._names(["a", "b", "a"]) == ["a #1", "b", "a #3"]
+    assert predictions._unique(["a", "b", "a"]) == ["a #1", "b", "a #3"]
 
 
 def record(uri, experiment_id, *, hides, split=0, model=True):
