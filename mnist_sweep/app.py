@@ -4,7 +4,7 @@ import gc
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hydra
@@ -29,21 +29,35 @@ gc.set_threshold(10_000)
 
 # Read before `main` sets the variable for its own purpose.
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
+# what Hydra itself may instantiate from the configuration
+HYDRA_TARGETS = ("mnist_sweep.*", "hydra.*", "hydra_plugins.*", "logging.*")
 COMPOSED = threading.Event()  # set when a task starts: its configuration was composed
 
 
-@hydra.main(config_path=str(config.CONF_DIR), config_name="config")
+@hydra.main(
+    config_path=str(config.CONF_DIR), config_name="config", execution_whitelist=HYDRA_TARGETS
+)
 def task(cfg: DictConfig) -> float:
     """Train once. Hydra calls this for `python -m mnist_sweep`, and a worker for every trial."""
     COMPOSED.set()
     trial = current_trial()
-    _check_mode()
+    try:
+        return _train(cfg, trial)
+    except UserError as error:
+        if trial.number is not None or WANTS_TRACEBACK:
+            raise
+        sys.exit(_fail(str(error)))  # here, because Hydra adds a line to an exception
+
+
+def _train(cfg: DictConfig, trial: Trial) -> float:
+    """Supply what `train` needs and Hydra's global state holds."""
+    hydra_config = HydraConfig.get()
+    _check_mode(hydra_config.mode, hydra_config.overrides.task)
     config.check(cfg)
     from mnist_sweep.training.run import train  # imports torch: not for --help or a config error
 
     if trial.resume_from is not None:
         cfg.trainer.resume = str(trial.resume_from)
-    hydra_config = HydraConfig.get()
     directory = Path(hydra_config.runtime.output_dir)
     tracker = make_tracker(
         cfg,
@@ -75,14 +89,10 @@ def main() -> None:
         _exit_on_error(task)
 
 
-def _check_mode() -> None:
-    """Raise UserError if settings of a sweep were given without -m, where they would do nothing."""
-    hydra_config = HydraConfig.get()
-    if hydra_config.mode is not RunMode.RUN:
-        return
-    for override in hydra_config.overrides.task:
-        key = override.lstrip("+~").partition("=")[0]
-        if is_under(key, OWN_KEYS):
+def _check_mode(mode: RunMode, overrides: Sequence[str]) -> None:
+    """Raise UserError if a single run is given settings of a sweep, which would do nothing."""
+    for override in overrides if mode is RunMode.RUN else ():
+        if is_under(override.lstrip("+~").partition("=")[0], OWN_KEYS):
             raise UserError(f"{override} configures a sweep, and this is a single run: add -m")
 
 

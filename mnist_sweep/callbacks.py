@@ -9,12 +9,11 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from mnist_sweep import config as configuration
-from mnist_sweep.common.errors import UserError
 from mnist_sweep.sweep import Sweep, SweepCallback
 
 
 class DiscardFailedStart(Callback):
-    """Removes the output directory of a run that failed by a UserError before it trained."""
+    """Removes the output directory of a run that exits with code 2 before it trains."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         directory = Path(config.hydra.run.dir).absolute()
@@ -23,7 +22,8 @@ class DiscardFailedStart(Callback):
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         job: JobReturn = kwargs["job_return"]
-        failed = isinstance(job._return_value, UserError)
+        error = job._return_value
+        failed = isinstance(error, SystemExit) and error.code == 2
         left = {path.name for path in self.directory.glob("*")}
         if not failed or not left <= {".hydra", "run.log"}:
             return

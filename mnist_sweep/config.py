@@ -75,3 +75,13 @@ def check(cfg: DictConfig) -> None:
     need(decay is None or 0 < decay < 1, "trainer.ema_decay", "expected a number between 0 and 1")
     if problems:
         raise UserError("; ".join(problems))
+
+
+def config_groups() -> str:
+    """One line for each config group of conf/ with its choices, for --help."""
+    groups = sorted(path for path in CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra")
+    choices = {group.name: sorted(file.stem for file in group.glob("*.yaml")) for group in groups}
+    return "\n".join(f"{name}: {', '.join(options)}" for name, options in choices.items())
+
+
+OmegaConf.register_resolver("config_groups", config_groups, replace=True)

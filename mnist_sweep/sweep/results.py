@@ -96,8 +96,8 @@ class About:
 def leaderboard(study: optuna.Study) -> list[dict[str, str]]:
     """One row of {heading: text} for each configuration with a complete trial, the best first.
 
-    Columns are the rank, the first trial, the number of seeds if there are several, the parameters,
-    each objective, and the metrics in `About.columns`. Values are means ± standard deviations over
+    Columns are the rank, the first trial, the number of seeds if there are several, the
+    configuration, each objective, and the metrics in `About.columns`. Values are means ± standard deviations over
     the seeds.
     """
     about, configurations = About.of(study), ranked(study)
@@ -107,7 +107,7 @@ def leaderboard(study: optuna.Study) -> list[dict[str, str]]:
         row = {"rank": str(rank), "trial": str(each.trials[0].number)}
         if several_seeds:
             row["seeds"] = str(len(each.trials))
-        row["parameters"] = each.name
+        row["configuration"] = each.name
         for i, metric in enumerate(about.metrics):
             values = [trial.values[i] for trial in each.trials]
             row[heading(metric)] = format_metric(metric, values)
@@ -126,13 +126,13 @@ def format_metric(metric: str, values: Sequence[float]) -> str:
     """The mean, and of several values ± the standard deviation; accuracies in percent."""
     if not values:
         return ""
-    mean = statistics.mean(values)
+    mean, factor = statistics.mean(values), 1
     if metric.endswith("accuracy"):
         factor, pattern = 100, ".2f"
-    elif all(float(value).is_integer() for value in values):
-        factor, pattern = 1, ",.0f"
+    elif all(float(value).is_integer() for value in values) or abs(mean) >= 1000:
+        pattern = ",.0f"
     else:
-        factor, pattern = 1, ",.1f" if abs(mean) >= 100 else ".4f"
+        pattern = "#.4g"
     text = f"{factor * mean:{pattern}}"
     if len(values) == 1 or (deviation := statistics.stdev(values)) == 0:
         return text

@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 class RecordSweep(SweepCallback):
     """Keeps a sweep's own run (tag `kind=sweep`): its settings, its figures, its best model, its report."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # workers receive the callbacks too, and need nothing of this one
+
     def on_sweep_start(self, sweep: Sweep, study: "optuna.Study") -> None:
         config = sweep.config
         self._run = ExitStack()
@@ -29,7 +32,8 @@ class RecordSweep(SweepCallback):
         if not config.tracking.enabled:
             return
         from mnist_sweep.sweep.results import COMPARE
-        from mnist_sweep.tracking import links, provenance, run
+        from mnist_sweep.tracking import provenance, run
+        from mnist_sweep.tracking import queries as links
 
         self.uri = run.store_uri(config.tracking.uri, config.store)
         self._prepare = partial(run.prepare, self.uri, config.store, config.tracking.experiment)
