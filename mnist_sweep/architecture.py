@@ -8,18 +8,19 @@ from mnist_sweep.common.schema import schema
 
 @schema
 class CNNConfig:
-    """Arguments of `mnist_sweep.models.CNN`."""
+    """Architecture of a `mnist_sweep.models.CNN`."""
 
     _target_: str = "mnist_sweep.models.CNN"
-    stages: list[list[int]] = field(default_factory=list)  # channels of each stage's convolutions
-    nf: int = 1  # what the numbers of `stages` are multiples of
+    # for each stage the output channels of its convolutions, in multiples of nf; []: a plain MLP
+    stages: list[list[int]] = field(default_factory=list)
+    nf: int = 1
     head: list[int] = field(default_factory=list)  # widths of the hidden linear layers
     kernel_size: int = 3
-    padding: Literal["same", "valid"] = "same"
-    activation: str = "ReLU"  # a class of torch.nn
-    activate: Literal["conv", "stage"] = "conv"  # after every convolution, or once a stage
+    padding: Literal["same", "valid"] = "same"  # same keeps the image size, valid pads nothing
+    activation: str = "ReLU"  # name of a class in torch.nn
+    activate: Literal["conv", "stage"] = "conv"  # after every convolution, or at the end of a stage
     batch_norm: bool = False  # after every convolution
-    logits_batch_norm: bool = False
-    bias: bool = True  # of the convolutions and of the logits
-    pool: Literal["max", "none"] = "max"  # 2x2, stride 2, at the end of every stage
+    logits_batch_norm: bool = False  # after the logits
+    bias: bool = True  # of the convolutions and the logits; superfluous in front of a batch norm
+    pool: Literal["max", "none"] = "max"  # at the end of every stage; max halves the image size
     dropout: float = 0.0  # after every hidden linear layer

@@ -12,89 +12,72 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mnist_sweep.architecture import CNNConfig
 from mnist_sweep.common.errors import UserError, did_you_mean
 
 
 class CNN(nn.Sequential):
-    """Stages of convolutions, a pool at the end of each, then hidden linear layers and the logits.
+    """Stages of convolutions with a pool at the end of each, hidden linear layers, and the logits.
 
     Args:
         in_shape: (C, H, W) of an image.
         n_classes: number of logits.
-        stages: for each stage the output channels of its convolutions; none: a plain MLP.
-        nf: what the numbers of `stages` are multiples of.
-        head: widths of the hidden linear layers.
-        padding: "same" keeps the size through a convolution, "valid" pads nothing.
-        activation: name of a class of torch.nn.
-        activate: after every convolution, or once at the end of each stage.
-        batch_norm: after every convolution; with `logits_batch_norm` after the logits.
-        bias: of the convolutions and of the logits; a batch norm that follows makes it superfluous.
-        pool: "max" halves the size at the end of each stage, "none" keeps it.
+        settings: the fields of an `architecture.CNNConfig`.
 
     Raises:
-        UserError: the sizes leave no pixel, or `activation` is no class of torch.nn.
+        UserError: the sizes leave no pixel, or the activation is not a class of torch.nn.
+        TypeError: CNNConfig has no such field.
     """
 
-    def __init__(
-        self,
-        *,
-        in_shape: tuple[int, int, int],
-        n_classes: int,
-        stages: Sequence[Sequence[int]],
-        head: Sequence[int],
-        nf: int = 1,
-        kernel_size: int = 3,
-        padding: str = "same",
-        activation: str = "ReLU",
-        activate: str = "conv",
-        batch_norm: bool = False,
-        logits_batch_norm: bool = False,
-        bias: bool = True,
-        pool: str = "max",
-        dropout: float = 0.0,
-    ) -> None:
-        act = _activation(activation)
+    def __init__(self, *, in_shape: tuple[int, int, int], n_classes: int, **settings: Any) -> None:
+        cfg = CNNConfig(**settings)
+        activation = _activation(cfg.activation)
         layers: list[nn.Module] = []
         channels, *size = in_shape
-        for stage in stages:
+        for stage in cfg.stages:
             for multiple in stage:
-                width = multiple * nf
-                layers.append(nn.Conv2d(channels, width, kernel_size, padding=padding, bias=bias))
+                width = multiple * cfg.nf
+                layers.append(
+                    nn.Conv2d(channels, width, cfg.kernel_size, padding=cfg.padding, bias=cfg.bias)
+                )
                 channels = width
-                if padding == "valid":
-                    size = [s - kernel_size + 1 for s in size]
-                if batch_norm:
+                if cfg.padding == "valid":
+                    size = [s - cfg.kernel_size + 1 for s in size]
+                if cfg.batch_norm:
                     layers.append(nn.BatchNorm2d(width))
-                if activate == "conv":
-                    layers.append(act())
-            if activate == "stage":
-                layers.append(act())
-            if pool == "max":
+                if cfg.activate == "conv":
+                    layers.append(activation())
+            if cfg.activate == "stage":
+                layers.append(activation())
+            if cfg.pool == "max":
                 layers.append(nn.MaxPool2d(2))
                 size = [s // 2 for s in size]
         if min(size) < 1:
             raise UserError(
-                f"model.stages={[list(s) for s in stages]} with kernel_size={kernel_size}, padding="
-                f"{padding} and pool={pool} leaves nothing of {in_shape[1]}x{in_shape[2]} pixels"
+                f"model.stages={[list(s) for s in cfg.stages]} with kernel_size={cfg.kernel_size}, "
+                f"padding={cfg.padding} and pool={cfg.pool} leaves nothing of "
+                f"{in_shape[1]}x{in_shape[2]} pixels"
             )
         layers.append(nn.Flatten())
         features = channels * size[0] * size[1]
-        for width in head:
-            layers += [nn.Linear(features, width), act()]
-            if dropout:
-                layers.append(nn.Dropout(dropout))
+        for width in cfg.head:
+            layers += [nn.Linear(features, width), activation()]
+            if cfg.dropout:
+                layers.append(nn.Dropout(cfg.dropout))
             features = width
-        layers.append(nn.Linear(features, n_classes, bias=bias))
-        if logits_batch_norm:
+        layers.append(nn.Linear(features, n_classes, bias=cfg.bias))
+        if cfg.logits_batch_norm:
             layers.append(nn.BatchNorm1d(n_classes))
         super().__init__(*layers)
         self.features = (size[0], size[1])  # height and width at the Flatten
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """In training a pool comes before the ReLU in front of it: the same function and gradient.
+        """Compute the logits [N, n_classes] of images [N, C, H, W].
 
-        It leaves ReLU a quarter of the numbers, and `simple` a seventh less to do. Smaller images
-        (progressive resizing) are stretched where the linear layers want a fixed number of features.
+        In training each pool runs before the ReLU in front of it. The function and the gradient are
+        the same, but ReLU has a quarter of the numbers, which saves `simple` a seventh of its time.
+        The feature maps of smaller images (progressive resizing) are pooled to the size that the
+        linear layers need.
         """
         layers = list(self)
         if self.training:
@@ -109,7 +92,7 @@ class CNN(nn.Sequential):
 
 
 class Normalize(nn.Module):
-    """Subtracts a mean and divides by a standard deviation, each a channel."""
+    """Subtracts the mean of each channel and divides by its standard deviation."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -124,7 +107,7 @@ class Normalize(nn.Module):
 
 
 class Classifier(nn.Sequential):
-    """A network with its normalisation in front, so that a saved model takes plain pixels in 0..1."""
+    """A network behind its normalisation, so that a saved model takes plain pixels in 0..1."""
 
     def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -133,25 +116,26 @@ class Classifier(nn.Sequential):
 
 
 class Mixture(nn.Module):
-    """Logits whose softmax is the weighted mean of the members' probabilities."""
+    """Averages several models: the softmax of its logits is the weighted mean of theirs."""
 
-    def __init__(self, members: Sequence[nn.Module], weights: Sequence[float]) -> None:
+    def __init__(self, models: Sequence[nn.Module], weights: Sequence[float]) -> None:
         super().__init__()
-        self.members = nn.ModuleList(members)
+        self.models = nn.ModuleList(models)
         self.weights = [weight / sum(weights) for weight in weights]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        pairs = zip(self.members, self.weights, strict=True)
-        mean = torch.stack([weight * member(images).softmax(1) for member, weight in pairs]).sum(0)
+        pairs = zip(self.models, self.weights, strict=True)
+        mean = torch.stack([weight * model(images).softmax(1) for model, weight in pairs]).sum(0)
         return mean.clamp_min(1e-12).log()
 
 
 def n_parameters(model: nn.Module) -> int:
+    """Return the number of parameters of a model."""
     return sum(p.numel() for p in model.parameters())
 
 
 def first_layer(model: nn.Module, in_shape: tuple[int, int, int]) -> NDArray[np.float32] | None:
-    """Weights of the layer that looks at pixels, [n, C, H, W]; None where there is no such layer."""
+    """Return the weights [n, C, H, W] of the layer that sees the pixels, or None without such a layer."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.in_channels == in_shape[0]:
             return module.weight.detach().float().cpu().numpy()  # type: ignore[no-any-return]
@@ -162,16 +146,16 @@ def first_layer(model: nn.Module, in_shape: tuple[int, int, int]) -> NDArray[np.
 
 
 def summary(model: nn.Module, in_shape: tuple[int, int, int]) -> list[tuple[str, str, int]]:
-    """(layer, output shape without the batch, parameters) for every leaf, in forward order."""
+    """Return (name, output shape without the batch, parameters) of every layer, in forward order."""
     rows: list[tuple[str, str, int]] = []
 
-    def note(module: nn.Module, _inputs: object, output: Any) -> None:
-        first = output[0] if isinstance(output, tuple) else output  # of an LSTM its sequence
+    def add_row(module: nn.Module, _inputs: object, output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) else output  # the sequence of an LSTM
         shape = "x".join(map(str, first.shape[1:]))
         rows.append((type(module).__name__, shape, n_parameters(module)))
 
     leaves = [m for m in model.modules() if not list(m.children())]
-    hooks = [leaf.register_forward_hook(note) for leaf in leaves]
+    hooks = [leaf.register_forward_hook(add_row) for leaf in leaves]
     training = model.training
     try:
         with torch.no_grad():
@@ -184,9 +168,11 @@ def summary(model: nn.Module, in_shape: tuple[int, int, int]) -> list[tuple[str,
     return rows
 
 
-def learns_from_one(model: nn.Module, in_shape: tuple[int, int, int]) -> bool:
-    """Whether a batch of one image will do: of a single number, batch norm has no variance."""
-    model = copy.deepcopy(model).eval()  # dropout stays off: it would take the run's random numbers
+def can_train_on_one_image(model: nn.Module, in_shape: tuple[int, int, int]) -> bool:
+    """Return whether a batch may have one image. Batch norm has no variance over a single number."""
+    model = copy.deepcopy(
+        model
+    ).eval()  # without dropout, which would draw from the run's generator
     for module in model.modules():
         module.training = isinstance(module, _BatchNorm)
     try:
@@ -197,11 +183,11 @@ def learns_from_one(model: nn.Module, in_shape: tuple[int, int, int]) -> bool:
 
 
 def _activation(name: str) -> type[nn.Module]:
-    found = getattr(nn, name, None)
-    if isinstance(found, type) and issubclass(found, nn.Module):
-        return found
-    choices = dir(nn.modules.activation)
+    cls = getattr(nn, name, None)
+    if isinstance(cls, type) and issubclass(cls, nn.Module):
+        return cls
+    hint = did_you_mean(name, dir(nn.modules.activation))
     raise UserError(
-        f"model.activation={name}: no class of torch.nn{did_you_mean(name, choices)}; "
-        "ReLU, GELU, SiLU, ELU and Tanh are some"
+        f"model.activation={name}: torch.nn has no such class{hint}; for example ReLU, GELU, SiLU, "
+        "ELU or Tanh"
     )

@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 
 from mnist_sweep.common.errors import UserError
 
-# Only code under these names is run for a `_target_`; MNIST_SWEEP_TRUST adds the user's packages.
-# Narrow, because the configuration of somebody else's run is read too: torch.load would run a pickle.
+# A `_target_` may only name code in these modules; MNIST_SWEEP_TRUST adds the user's packages. The list
+# is narrow because configurations of other people's runs are loaded too, and torch.load runs pickles.
 TRUSTED = (
     *("mnist_sweep.models.*", "mnist_sweep.data.*", "mnist_sweep.sources.*"),
     *("torch.nn.*", "torch.optim.*", "torchvision.models.*"),
@@ -21,21 +21,23 @@ TRUSTED = (
 
 
 def build(node: DictConfig, *args: Any, **kwargs: Any) -> Any:
-    """Call the `_target_` of `node` with its arguments, `args`, and those of `kwargs` that it names.
+    """Call the `_target_` of `node` with the arguments in `node`, `args`, and suitable `kwargs`.
+
+    A keyword argument is suitable if the target's signature names it.
 
     Raises:
-        UserError: the target is not trusted, not found, or does not take its arguments.
+        UserError: the target is not trusted, does not exist, or does not take the arguments.
     """
     factory = bind(node)
-    named = inspect.signature(factory.func).parameters
+    parameters = inspect.signature(factory.func).parameters
     try:
-        return factory(*args, **{key: value for key, value in kwargs.items() if key in named})
+        return factory(*args, **{key: value for key, value in kwargs.items() if key in parameters})
     except (TypeError, ValueError) as error:
         raise UserError(f"cannot build {node._target_}: {error}") from error
 
 
 def bind(node: DictConfig) -> "partial[Any]":
-    """The `_target_` of `node` with its arguments, not called yet. Raises UserError like `build`."""
+    """Return the `_target_` of `node` with its arguments bound. Raises UserError like `build`."""
     target = str(node._target_)
     trusted = (*TRUSTED, *filter(None, os.environ.get("MNIST_SWEEP_TRUST", "").split(",")))
     try:
@@ -47,5 +49,5 @@ def bind(node: DictConfig) -> "partial[Any]":
         reason = " ".join(str(cause.__cause__ or cause).split())
         if not any(target.startswith(pattern.rstrip("*")) for pattern in trusted):
             package = target.split(".", maxsplit=1)[0]
-            reason = f"not trusted code; if you do trust it, set MNIST_SWEEP_TRUST={package}.*"
+            reason = f"this code is not trusted; to trust it, set MNIST_SWEEP_TRUST={package}.*"
         raise UserError(f"cannot build {target}: {reason}") from error

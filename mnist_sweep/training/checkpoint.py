@@ -1,20 +1,115 @@
-"""The state of a run on disk: whole or not at all, tensors and plain values only."""
+"""The files from which a run resumes (last.pt) and from which its model is loaded (best.pt).
 
+Both are written atomically and hold only tensors and plain values, so loading one runs no code.
+"""
+
+import logging
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from mnist_sweep.common.errors import UserError
 
+log = logging.getLogger(__name__)
+
 LAST, BEST = "last.pt", "best.pt"
 
 
+class Stateful(Protocol):
+    """An object whose state a checkpoint can hold, as models and optimizers of PyTorch are."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any, /) -> object: ...
+
+
+@dataclass(frozen=True)
+class BestModel:
+    """The content of best.pt, each field under its own name."""
+
+    model: Mapping[str, torch.Tensor]  # state_dict of a models.Classifier
+    epoch: int
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]  # (C, H, W) of an image
+    data: str  # sha256 of the dataset that it was trained on
+
+
+class Checkpoint:
+    """The checkpoint of a running training.
+
+    Each item of last.pt is registered once, by its key in the file. The checkpoint adds the state of
+    the random generators: `generator` and the global ones of its device.
+    """
+
+    def __init__(self, directory: Path, generator: torch.Generator) -> None:
+        self.directory, self.generator = directory, generator
+        self._items: dict[str, Stateful | None] = {}
+        self._constants: dict[str, tuple[Any, str]] = {}
+
+    def register(self, key: str, item: Stateful | None) -> None:
+        """Save and restore the state of `item` under `key`. None is an item that this run lacks."""
+        self._items[key] = item
+
+    def register_constant(self, key: str, value: Any, difference: str) -> None:
+        """Save `value` under `key`. A checkpoint with another value fails with the text `difference`."""
+        self._constants[key] = value, difference
+
+    def save(self) -> None:
+        """Write last.pt."""
+        constants = {key: value for key, (value, _) in self._constants.items()}
+        items = {k: None if item is None else item.state_dict() for k, item in self._items.items()}
+        save(self.directory / LAST, constants | items | _random_state(self.generator))
+
+    def restore(self, directory: Path) -> None:
+        """Restore all items from the last.pt of `directory`.
+
+        Raises:
+            UserError: the file is missing or damaged, or does not fit this run.
+        """
+        saved = load(directory / LAST)
+        for key, (value, difference) in self._constants.items():
+            if saved[key] != value:
+                raise UserError(f"cannot resume from {directory}: {difference}")
+        try:
+            for key, item in self._items.items():
+                if item is not None and saved[key] != {}:  # a loss scaler saves {} when it is off
+                    item.load_state_dict(saved[key])
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"cannot resume from {directory}: its configuration does not fit: {reason}"
+            ) from error
+        if saved["device"] == self.generator.device.type:
+            self.generator.set_state(saved["generator"])
+        else:  # every kind of device has generators of its own kind
+            log.warning(
+                "WARNING: %s ran on %s: the results will not be bit-identical",
+                directory,
+                saved["device"],
+            )
+        _set_global_random_state(saved["rng"], self.generator.device)
+
+    def save_best(self, best: BestModel) -> None:
+        """Write best.pt."""
+        save(self.directory / BEST, vars(best))
+
+    def load_best(self) -> BestModel:
+        """Read the best.pt of this run."""
+        return load_best(self.directory)
+
+
+def load_best(directory: Path) -> BestModel:
+    """Read the best.pt of a run. Raises UserError if it is missing or damaged."""
+    return BestModel(**load(directory / BEST))
+
+
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write, then rename: a reader sees the old file or the new one."""
+    """Write to another name, then rename: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     torch.save(dict(state), unfinished)
@@ -22,25 +117,26 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Raises UserError where there is no file or no whole one; runs no code from it."""
+    """Read a checkpoint file to the CPU. Raises UserError if it is missing or damaged."""
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, UnpicklingError, EOFError) as error:
-        raise UserError(f"{path} is no whole checkpoint: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} is damaged or is not a checkpoint: {reason}") from error
     return state
 
 
-def rng_state(device: torch.device) -> dict[str, Any]:
-    """The global generators; the trainer's own generator is the trainer's to save."""
-    state: dict[str, Any] = {"torch": torch.get_rng_state()}
+def _random_state(generator: torch.Generator) -> dict[str, Any]:
+    device = generator.device
+    global_states: dict[str, Any] = {"torch": torch.get_rng_state()}
     if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
+        global_states["cuda"] = torch.cuda.get_rng_state(device)
+    return {"device": device.type, "generator": generator.get_state(), "rng": global_states}
 
 
-def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
+def _set_global_random_state(states: Mapping[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)

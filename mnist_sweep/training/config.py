@@ -7,7 +7,7 @@ from omegaconf import MISSING
 
 from mnist_sweep.common.schema import schema
 
-# Metrics of an epoch; `objective` names one of them.
+# Metrics of every epoch. The setting `objective` names one of them.
 EPOCH_METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 
 
@@ -33,30 +33,32 @@ class SGDConfig:
 
 @schema
 class SchedulerConfig:
-    interval: Literal["step", "epoch", "objective"] = "epoch"  # what its step() follows
-    total_steps_as: str | None = None  # the factory's argument for the steps of the whole run
+    interval: Literal["step", "epoch", "objective"] = "epoch"  # when to step the scheduler
+    total_steps_as: str | None = None  # the factory's argument for the number of steps in the run
     factory: dict[str, Any] | None = None  # _target_ and arguments; null: constant learning rate
 
 
 @dataclass
 class EarlyStoppingConfig:
-    patience: int | None = None  # epochs without a better objective; null: never stop early
+    patience: int | None = None  # epochs without a better objective; null: never
     min_delta: float = 0.0
 
 
 @schema
 class TrainerConfig:
     max_epochs: int = 10
-    max_minutes: float | None = None  # of training; the epoch at hand is cut short
+    max_minutes: float | None = (
+        None  # limit of the training time; may end in the middle of an epoch
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
-    cuda_graphs: bool = False  # on a GPU a whole step is one launch
-    grad_clip: float | None = None  # largest norm of the whole gradient
+    cuda_graphs: bool = False  # launch a whole step at once; GPUs only
+    grad_clip: float | None = None  # largest norm of the gradient of all parameters
     label_smoothing: float = 0.0
-    ema_decay: float | None = None  # weights averaged over the steps are validated, kept and saved
-    micro_batch_size: int | None = None  # images of a pass; the gradients of a batch add up
-    skip_easiest: float = 0.0  # share of a batch, of smallest loss, without a backward pass
-    resize_from: float = 1.0  # height and width in the first epoch, as a share of the whole ...
-    resize_epochs: float = 0.5  # ... which they reach after this share of the epochs
+    ema_decay: float | None = None  # validate and save an average of the weights over the steps
+    micro_batch_size: int | None = None  # images in one pass; accumulates the gradients of a batch
+    skip_easiest: float = 0.0  # share of a batch without a backward pass: images of smallest loss
+    resize_from: float = 1.0  # scale of the images' height and width in the first epoch
+    resize_epochs: float = 0.5  # share of the epochs after which the images have their full size
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
-    resume: str | None = None  # directory of the run to go on with
+    resume: str | None = None  # directory of the run to resume

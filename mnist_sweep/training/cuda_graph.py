@@ -1,7 +1,7 @@
-"""A training step as one launch: captured as a CUDA graph once, replayed for every batch after that.
+"""Captures a training step as a CUDA graph and replays it for every later batch.
 
-A small network on a GPU waits for the launches of its kernels, of which a step has a hundred or more
-(Nguyen et al. 2021, "Accelerating PyTorch with CUDA Graphs", pytorch.org).
+A step of a small network has a hundred kernels or more, and the GPU waits for their launches. A
+captured step is one launch (Nguyen et al. 2021, "Accelerating PyTorch with CUDA Graphs", pytorch.org).
 """
 
 import logging
@@ -13,26 +13,31 @@ from torch.optim import Optimizer
 
 log = logging.getLogger(__name__)
 
-Results = tuple[torch.Tensor, ...]
-Step = Callable[[torch.Tensor, Any], Results]
-WARM_UP = 3  # plain steps before: the optimizer makes its state, cuDNN and cuBLAS their workspaces
+Results = tuple[torch.Tensor, torch.Tensor]
+Update = Callable[[torch.Tensor, float], Results]
+# Plain steps before the capture: the optimizer creates its state, cuDNN and cuBLAS their workspaces.
+WARM_UP = 3
 
 
 class Graph(Protocol):
-    def warm_up(self, work: Callable[[], Results]) -> Results: ...
+    """Interface of CudaGraph. The tests replace it, because they run without a GPU."""
+
+    def warm_up(self, work: Callable[[], Results]) -> Results:
+        """Run `work` without capturing it."""
 
     def capture(self, work: Callable[[], Results]) -> tuple[Results, Callable[[], None]]:
-        """What `work` results in, and what does its work again, into the same memory."""
+        """Capture `work`. Return its results and a function that computes them again in place."""
 
 
 class CudaGraph:
-    """Both on a stream of their own: the default stream cannot be captured."""
+    """Warms up and captures on a stream of its own: CUDA cannot capture the default stream."""
 
     def __init__(self, generator: torch.Generator) -> None:
         self.generator, self.stream = generator, torch.cuda.Stream(generator.device)
 
     def warm_up(self, work: Callable[[], Results]) -> Results:
-        current = torch.cuda.current_stream(self.stream.device)  # without it, of the first card
+        # without an argument, current_stream() would be that of the first GPU
+        current = torch.cuda.current_stream(self.stream.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
             results = work()
@@ -41,89 +46,95 @@ class CudaGraph:
 
     def capture(self, work: Callable[[], Results]) -> tuple[Results, Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self.generator)  # else a replay draws the same numbers again
+        # without it every replay would draw the same random numbers
+        graph.register_generator_state(self.generator)
         with torch.cuda.device(self.stream.device):
             current = torch.cuda.current_stream()
             try:
                 with torch.cuda.graph(graph, stream=self.stream):
                     results = work()
-            finally:  # which torch leaves out where the capture failed
+            finally:  # torch does not restore the stream when a capture fails
                 torch.cuda.set_stream(current)
         return results, graph.replay
 
 
-class Graphed:
-    """A step, replayed once it has been captured; the results are overwritten by the next call.
+class GraphedStep:
+    """Runs an update plainly until it has captured it, then replays it.
+
+    A replay has a fixed batch size and scale; other batches run plainly. If the update cannot be
+    captured, all batches run plainly.
 
     Args:
-        optimizer: what the step steps; fused, for others read the learning rate on the host.
+        optimizer: steps inside the update. It must be a fused one, because others read the learning
+            rate on the host.
     """
 
     def __init__(self, optimizer: Optimizer, graph: Graph) -> None:
         self.optimizer, self.graph = optimizer, graph
-        self.possible = True
-        self.settings: Any = None  # of the optimizer, but for the learning rate
-        self.last: Any = None
-        self.captured: Any = None
-        self.n_alike = 0
+        self.can_capture = True
+        self.optimizer_settings: list[dict[str, Any]] | None = None  # without the learning rates
+        self.captured: tuple[int, float] | None = (
+            None  # batch size and scale of the captured update
+        )
+        self.previous: tuple[int, float] | None = None
+        self.n_repeats = 0  # consecutive batches with the size and scale of `previous`
 
-    def __call__(self, step: Step, indices: torch.Tensor, value: Any) -> Results:
-        """The results of step(indices [B], value).
+    def __call__(self, update: Update, indices: torch.Tensor, scale: float) -> Results:
+        """Return the results of `update(indices, scale)`. The next call overwrites them.
 
-        It is always the same step, has fixed shapes, waits for no device, and does the same whenever B
-        and the value are the same, whatever the learning rate.
+        Args:
+            update: the same function in every call. It must not wait for the device, and must launch
+                the same kernels for each batch of one size and scale.
+            indices: [B] int64.
         """
-        if self.possible:
-            self._look()
-        if not self.possible:
-            return step(indices, value)
-        kind = len(indices), value
-        if kind == self.captured:
+        if self.can_capture:
+            self._check_optimizer()
+        if not self.can_capture:
+            return update(indices, scale)
+        batch = len(indices), scale
+        if batch == self.captured:
             self.indices.copy_(indices)
-            self._fill_lr()
+            for lr, group in zip(self.lrs, self.optimizer.param_groups, strict=True):
+                lr.fill_(group["lr"])
             self.replay()
             return self.results
-        self.n_alike = self.n_alike + 1 if kind == self.last else 1
-        self.last = kind
-        if self.n_alike <= WARM_UP:
-            return self.graph.warm_up(lambda: step(indices, value))
-        self._capture(step, indices, value)
-        return self(step, indices, value)
+        self.n_repeats = self.n_repeats + 1 if batch == self.previous else 1
+        self.previous = batch
+        if self.n_repeats <= WARM_UP:
+            return self.graph.warm_up(lambda: update(indices, scale))
+        self._capture(update, indices, scale)
+        return self(update, indices, scale)
 
-    def _look(self) -> None:
-        """At what a checkpoint and a schedule have made of the optimizer."""
+    def _check_optimizer(self) -> None:
+        """Give up capturing if a checkpoint or a scheduler has made the optimizer unfit for it."""
         groups = self.optimizer.param_groups
         settings = [{k: v for k, v in g.items() if k not in ("params", "lr")} for g in groups]
         if not all(group.get("fused") for group in groups):
-            self.possible = False
+            self.can_capture = False
             log.info("no CUDA graph: this %s has no fused step", type(self.optimizer).__name__)
-        elif self.settings not in (None, settings):
-            self.possible = False
-            log.info("no CUDA graph: the schedule changes more than the learning rate")
-        self.settings = settings
+        elif self.optimizer_settings not in (None, settings):
+            self.can_capture = False
+            log.info("no CUDA graph: the scheduler changes more than the learning rate")
+        self.optimizer_settings = settings
 
-    def _capture(self, step: Step, indices: torch.Tensor, value: Any) -> None:
-        """No step: a capture computes nothing."""
+    def _capture(self, update: Update, indices: torch.Tensor, scale: float) -> None:
+        """Record the update into a CUDA graph without computing it."""
         groups = self.optimizer.param_groups
         self.indices = indices.clone()
-        self.lr = [torch.zeros((), device=indices.device) for _ in groups]
-        plain = [dict(group) for group in groups]
+        self.lrs = [torch.zeros((), device=indices.device) for _ in groups]
+        original_groups = [dict(group) for group in groups]
         try:
-            for group, lr in zip(groups, self.lr, strict=True):
+            for group, lr in zip(groups, self.lrs, strict=True):
                 group["lr"] = lr
                 group["capturable"] = True
-            self.results, self.replay = self.graph.capture(lambda: step(self.indices, value))
-            self.captured = len(indices), value
+            self.results, self.replay = self.graph.capture(lambda: update(self.indices, scale))
+            self.captured = len(indices), scale
         except RuntimeError as error:
-            self.possible = False
-            # the error that torch raises at the end of a failed capture says little
-            why = error.__context__ or error
-            log.warning("no CUDA graph: %s", str(why).splitlines()[0])
+            self.can_capture = False
+            # the error that torch raises at the end of a failed capture hides the first one
+            cause = error.__context__ or error
+            log.warning("no CUDA graph: %s", str(cause).splitlines()[0])
         finally:
-            for group, before in zip(groups, plain, strict=True):
+            for group, original in zip(groups, original_groups, strict=True):
                 group.clear()
-                group.update(before)
-
-    def _fill_lr(self) -> None:
-        for lr, group in zip(self.lr, self.optimizer.param_groups, strict=True):
-            lr.fill_(group["lr"])
+                group.update(original)

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 
-class Average:
-    """A copy of `model` whose weights follow its own, averaged over the steps (Polyak & Juditsky 1992).
+class ExponentialMovingAverage:
+    """Keeps a copy of a model with the average of its weights over the steps (Polyak & Juditsky 1992).
 
-    The decay grows from 0.2 to `decay`, as min(decay, (1 + step) / (10 + step)), so that the first
-    weights are soon forgotten. Buffers, the statistics of batch norm among them, are the model's.
+    The decay grows from 0.2 to `decay`, as min(decay, (1 + step) / (10 + step)), so that the average
+    soon forgets the first weights. Buffers, such as the statistics of batch norm, are not averaged.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -21,13 +21,13 @@ class Average:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """To be called after each step of the optimizer; waits for nothing."""
+        """Add the weights of `model`. Call it after every optimizer step; it does not synchronise."""
         self.step += 1
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         weights = [p.detach() for p in model.parameters()]
         torch._foreach_lerp_(list(self.model.parameters()), weights, 1 - decay)
-        for own, other in zip(self.model.buffers(), model.buffers(), strict=True):
-            own.copy_(other)
+        for ours, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            ours.copy_(theirs)
 
     def state_dict(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "step": self.step}

@@ -1,4 +1,4 @@
-"""The progress of a run in the terminal; plain lines where the output is no terminal."""
+"""The progress of a training run on the terminal."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def epoch_bar(epoch: int, max_epochs: int, n_images: int) -> Iterator[Callable[[int], None]]:
-    """A bar that leaves when the epoch ends, moved on by the number of images that it is told."""
+    """Show a progress bar, on a terminal only; yield a function that advances it by n images."""
     columns = (
         TextColumn(f"epoch {epoch}/{max_epochs}"),
         BarColumn(),
@@ -26,7 +26,8 @@ def epoch_bar(epoch: int, max_epochs: int, n_images: int) -> Iterator[Callable[[
         yield partial(progress.advance, progress.add_task("", total=n_images))
 
 
-def epoch_line(epoch: int, max_epochs: int, metrics: Mapping[str, float], best: bool) -> None:
+def log_epoch(epoch: int, max_epochs: int, metrics: Mapping[str, float], best: bool) -> None:
+    """Log a finished epoch in one line."""
     log.info(
         "epoch %*d/%d  train loss %.4f acc %.2f%%  val loss %.4f acc %.2f%%  lr %.1e  "
         "%s images/s  %.1f s%s",

@@ -1,11 +1,9 @@
-"""One run from its configuration to its objective: the whole path."""
+"""One training run, from its configuration to its objective."""
 
 import logging
 import time
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +24,9 @@ from mnist_sweep.sweep.trial import Trial
 from mnist_sweep.tracking.tracker import Tracker
 from mnist_sweep.training.config import EPOCH_METRICS
 from mnist_sweep.training.device import autocast_dtype, describe, pick_device
-from mnist_sweep.training.step import resized
-from mnist_sweep.training.trainer import Evaluation, State, Trainer
+from mnist_sweep.training.schedule import Schedule
+from mnist_sweep.training.step import TrainingStep, scaled_size
+from mnist_sweep.training.trainer import Evaluation, Objective, State, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +34,10 @@ log = logging.getLogger(__name__)
 def train(cfg: DictConfig, directory: Path, tracker: Tracker, trial: Trial) -> float:
     """Train one model and return the objective of its best epoch.
 
-    Args:
-        cfg: a `config.Config`.
-        directory: where the checkpoints go.
-        tracker: records the run.
-        trial: hears of every epoch, and may end the run early.
+    The checkpoints go to `directory`. `trial` receives the metrics of each epoch and may end the run.
 
     Raises:
-        UserError: the configuration does not fit the data, the device or the run to resume; or
-            the loss diverges.
+        UserError: `cfg` does not fit the data, the device or the run to resume; the loss diverges.
     """
     started = time.monotonic()
     device = pick_device(cfg.device)
@@ -53,7 +47,7 @@ def train(cfg: DictConfig, directory: Path, tracker: Tracker, trial: Trial) -> f
     trainer = build_trainer(cfg, model, data, directory)
     if cfg.trainer.resume:
         resume(cfg, trainer)
-        started -= trainer.state.seconds  # count the interrupted attempts too
+        started -= trainer.state.seconds  # count the time of the interrupted attempts
     log_setup(model, data, directory)
 
     tags = {"data": data.name, "data.sha256": data.digest, "device": describe(device)}
@@ -61,119 +55,125 @@ def train(cfg: DictConfig, directory: Path, tracker: Tracker, trial: Trial) -> f
         sizes = {name: len(split) for name, split in data.splits.items()}
         tracker.log_dataset(data.name, data.digest, cfg.data.root, sizes)
         state = trainer.fit(tracker, trial)
-        summary = {
-            "best_epoch": state.best_epoch,
-            "n_parameters": models.n_parameters(model),
-            "fit_s": state.seconds,
-            **{f"best/{name}": state.history[state.best_epoch - 1][name] for name in EPOCH_METRICS},
-        }
+        best = {name: state.history[state.best_epoch - 1][name] for name in EPOCH_METRICS}
+        summary = {f"best/{name}": value for name, value in best.items()}
+        summary |= {"best_epoch": state.best_epoch, "fit_s": state.seconds}
+        summary["n_parameters"] = models.n_parameters(model)
         if state.pruned:
             tracker.set_tags({"state": "pruned"})
         else:
             val, test = trainer.evaluate(data.val), trainer.evaluate(data.test)
             summary |= {"test/loss": test.loss, "test/accuracy": test.accuracy}
-            pictures = cfg.tracking.figures or ("few" if trial.number is not None else "all")
-            tracker.log_artifacts(
-                partial(
-                    write_results,
-                    data=data,
-                    state=state,
-                    val=val,
-                    test=test,
-                    model=model,
-                    pictures=pictures,
-                )
-            )
+            selection = cfg.tracking.figures or ("all" if trial.number is None else "few")
+            tracker.log_artifacts(lambda path: write_results(path, trainer, val, test, selection))
             if cfg.tracking.log_model:
                 example = to_float(data.val.images[:2].cpu()).numpy()
                 tracker.log_model(model.cpu().eval(), example, data.classes)
         summary["run_s"] = time.monotonic() - started
         tracker.log_metrics(summary, step=state.epoch)
-        trial.finish(summary)
+        trial.finish({**best, **summary})  # a sweep names its objectives without best/
     log_result(state, summary)
-    return float(summary[f"best/{cfg.objective}"])
+    return best[cfg.objective]
 
 
 def build_model(cfg: DictConfig, data: Dataset) -> nn.Module:
-    """Build the network of the node `model` with its normalisation, on the device of the data."""
+    """Build the network of the config group `model`, with its normalisation, on the data's device."""
     net = build(cfg, in_shape=data.shape, n_classes=len(data.classes))
-    model = models.Classifier(net, data.mean, data.std)
-    return model.to(data.train.images.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    model = models.Classifier(net, data.mean, data.std).to(data.train.images.device)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def build_trainer(cfg: DictConfig, model: nn.Module, data: Dataset, directory: Path) -> Trainer:
+    """Build the trainer and its parts.
+
+    Raises:
+        UserError: the model cannot train on batches or images of these sizes.
+    """
     check_sizes(cfg, model, data)
-    n_train, device = len(data.train), data.train.images.device
-    # fused: one kernel for all parameters, on the CPU too; left out where an optimizer has none
+    device = data.train.images.device
+    settings = OmegaConf.to_object(cfg.trainer)  # a TrainerConfig
+    # fused: one kernel for all parameters, on the CPU too; `build` omits it if the optimizer has none
     optimizer = build(cfg.optimizer, model.parameters(), fused=device.type != "mps")
-    return Trainer(
+    step = TrainingStep(
         model,
         optimizer,
-        build_schedule(cfg, optimizer, steps_per_epoch=-(-n_train // cfg.data.batch_size)),
-        data,
-        OmegaConf.to_object(cfg.trainer),  # type: ignore[arg-type]  # a TrainerConfig
-        interval=cfg.scheduler.interval,
-        batch_size=cfg.data.batch_size,
+        data.train,
+        settings,  # type: ignore[arg-type]
         augment=build_augment(cfg.data),
         autocast_dtype=autocast_dtype(cfg.trainer.precision, device),
-        objective=cfg.objective,
-        maximize=cfg.direction == "maximize",
-        directory=directory,
         seed=cfg.seed,
+    )
+    steps_per_epoch = -(-len(data.train) // cfg.data.batch_size)
+    schedule = build_schedule(cfg, optimizer, steps_per_epoch)
+    return Trainer(
+        data,
+        step,
+        schedule,
+        settings,  # type: ignore[arg-type]
+        objective=Objective(cfg.objective, maximize=cfg.direction == "maximize"),
+        directory=directory,
+        batch_size=cfg.data.batch_size,
     )
 
 
+def build_schedule(cfg: DictConfig, optimizer: Optimizer, steps_per_epoch: int) -> Schedule:
+    """Build the schedule. Only here are epochs converted to steps."""
+    settings = cfg.scheduler
+    if settings.factory is None:
+        return Schedule(None, settings.interval)
+    total_steps = {}
+    if settings.total_steps_as:
+        total_steps[settings.total_steps_as] = cfg.trainer.max_epochs * steps_per_epoch
+    return Schedule(build(settings.factory, optimizer, **total_steps), settings.interval)
+
+
 def check_sizes(cfg: DictConfig, model: nn.Module, data: Dataset) -> None:
-    """Raises UserError where this model cannot take these batches, or images of this size."""
+    """Raise UserError if the model cannot train on batches or images of these sizes."""
     batch_size, n_train = cfg.data.batch_size, len(data.train)
     if batch_size > n_train:
         raise UserError(
             f"data.batch_size={batch_size} is larger than the {n_train} training images"
         )
-    if (n_train % batch_size == 1 or batch_size == 1) and not models.learns_from_one(
-        model, data.shape
-    ):
+    last_is_one = batch_size == 1 or n_train % batch_size == 1
+    if last_is_one and not models.can_train_on_one_image(model, data.shape):
         raise UserError(
-            f"data.batch_size={batch_size} leaves one of {n_train} images for the last batch, of which "
-            "this model's batch norm has no variance; take another size"
+            f"data.batch_size={batch_size} leaves one of {n_train} images for the last batch, and one "
+            "image has no variance for the batch norm of this model; choose another size"
         )
-    if (share := cfg.trainer.resize_from) < 1:
-        height, width = resized(data.shape[1:], share)
+    if (scale := cfg.trainer.resize_from) < 1:
+        height, width = scaled_size(data.shape[1:], scale)
         try:
             models.summary(model, (data.shape[0], height, width))
         except RuntimeError as error:
             raise UserError(
-                f"trainer.resize_from={share} leaves too few pixels: {error}"
+                f"trainer.resize_from={scale} leaves too few pixels: {error}"
             ) from error
 
 
 def resume(cfg: DictConfig, trainer: Trainer) -> None:
-    """Go on where the run in `trainer.resume` stopped, and say what is set otherwise than there."""
+    """Restore the run in `trainer.resume`, and warn about settings that differ from that run's.
+
+    Raises:
+        UserError: its checkpoint does not fit, or a setting that it contains has changed.
+    """
     directory = Path(cfg.trainer.resume)
     settings = directory / ".hydra" / "config.yaml"
-    changed = differences(OmegaConf.load(settings), cfg) if settings.is_file() else []  # type: ignore[arg-type]
-    # the checkpoint brings these, whatever is set now
-    kept = ["optimizer.", "scheduler.", "trainer.ema_decay"]
+    changes = []
+    if settings.is_file():
+        before = OmegaConf.create(OmegaConf.load(settings))
+        changes = differences(before, cfg, cfg.sweep.may_change)  # type: ignore[arg-type]
+    # the checkpoint contains the state that these settings made
+    fixed = ["optimizer.", "scheduler.", "trainer.ema_decay"]
     if cfg.scheduler.total_steps_as:
-        kept += ["trainer.max_epochs", "data.batch_size", "data.train_size", "data.val_size"]
-    if refused := [change for change in changed if change.startswith(tuple(kept))]:
+        fixed += ["trainer.max_epochs", "data.batch_size", "data.train_size", "data.val_size"]
+    if refused := [change for change in changes if change.startswith(tuple(fixed))]:
         raise UserError(
-            f"the run in {directory} goes on with the optimizer and the schedule that it was begun "
-            f"with: {'; '.join(refused)} cannot change"
+            f"cannot resume from {directory}: settings of the optimizer and of the schedule cannot "
+            f"change: {'; '.join(refused)}"
         )
     trainer.restore(directory)
-    if changed:
-        log.warning("WARNING: not as in %s: %s", directory, "; ".join(changed))
-
-
-def build_schedule(cfg: DictConfig, optimizer: Optimizer, steps_per_epoch: int) -> Any:
-    """The one place where epochs become steps."""
-    if cfg.scheduler.factory is None:
-        return None
-    length = {}
-    if cfg.scheduler.total_steps_as:
-        length[cfg.scheduler.total_steps_as] = cfg.trainer.max_epochs * steps_per_epoch
-    return build(cfg.scheduler.factory, optimizer, **length)
+    if changes:
+        log.warning("WARNING: settings differ from those of %s: %s", directory, "; ".join(changes))
 
 
 def log_setup(model: nn.Module, data: Dataset, directory: Path) -> None:
@@ -198,18 +198,16 @@ def log_result(state: State, summary: Mapping[str, float]) -> None:
 
 
 def write_results(
-    folder: Path,
-    *,
-    data: Dataset,
-    state: State,
-    val: Evaluation,
-    test: Evaluation,
-    model: nn.Module,
-    pictures: str,
+    folder: Path, trainer: Trainer, val: Evaluation, test: Evaluation, selection: str
 ) -> None:
-    """What a run leaves for the eye and for later comparison."""
+    """Write the predictions, the confusion matrix and the figures of a finished run.
+
+    Args:
+        selection: which figures to draw: "all", "few" or "none".
+    """
     from mnist_sweep.analysis import figures  # imports matplotlib
 
+    data, state = trainer.data, trainer.state
     val_labels, test_labels = data.val.labels.cpu().numpy(), data.test.labels.cpu().numpy()
     np.savez_compressed(
         folder / "predictions.npz",
@@ -221,15 +219,15 @@ def write_results(
     )
     matrix = metrics.confusion_matrix(test.probabilities.argmax(1), test_labels, len(data.classes))
     metrics.confusion_table(matrix, data.classes).to_csv(folder / "confusion_matrix.csv")
-    drawn = figures.of_run(
-        pictures,
+    drawn = figures.run_figures(
+        selection,
         history=state.history,
         best_epoch=state.best_epoch,
         images=data.test.images.cpu().numpy(),
         labels=test_labels,
         probabilities=test.probabilities,
         classes=data.classes,
-        first_layer=models.first_layer(model, data.shape),
+        first_layer=models.first_layer(trainer.step.model, data.shape),
         data_name=data.name,
     )
     for name, figure in drawn:

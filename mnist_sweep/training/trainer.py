@@ -1,4 +1,4 @@
-"""The epoch loop: train, validate, keep the best weights, stop early, go on after a kill."""
+"""The epoch loop: train, validate, keep the best weights, stop early, resume."""
 
 import logging
 import math
@@ -12,29 +12,26 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.common.signals import Deferred
-from mnist_sweep.data.augment import Augment
 from mnist_sweep.data.dataset import Dataset, Split, batches
 from mnist_sweep.sweep.trial import Trial
 from mnist_sweep.tracking.tracker import Tracker
-from mnist_sweep.training import checkpoint, progress
+from mnist_sweep.training.checkpoint import BestModel, Checkpoint, load_best
 from mnist_sweep.training.config import TrainerConfig
-from mnist_sweep.training.cuda_graph import CudaGraph, Graphed
-from mnist_sweep.training.ema import Average
-from mnist_sweep.training.step import Backward
+from mnist_sweep.training.progress import epoch_bar, log_epoch
+from mnist_sweep.training.schedule import Schedule
+from mnist_sweep.training.step import TrainingStep
 
 log = logging.getLogger(__name__)
 
-EVAL_BATCH_SIZE = 125  # stays in a CPU's cache: twice as fast as 500, and 100 MiB less
-LOOK_EVERY = 50  # steps between two looks at the clock, and on the CPU at the loss
+EVAL_BATCH_SIZE = 125  # fits a CPU's cache: twice as fast as 500, and 100 MiB less
+CHECK_EVERY = 50  # steps between two checks of the time limit, and on the CPU of the loss
 
-# Adam's moments of a weight whose gradient stays 0 decay into denormals, on which a CPU computes
-# slowly: +9 % a step of `simple` from step 750 on. At import, for threads of torch inherit it at birth.
+# Adam's moments of a weight whose gradient stays 0 become denormal numbers, with which a CPU is
+# slow: +9 % a step of `simple` after 750 steps. torch's threads inherit the flag when they start, so
+# it is set at import.
 torch.set_flush_denormal(True)
 
 
@@ -48,102 +45,154 @@ class Evaluation(NamedTuple):
     probabilities: NDArray[np.float32]  # [N, n_classes]
 
 
+@dataclass(frozen=True)
+class Objective:
+    """The metric that picks the best epoch."""
+
+    metric: str  # one of EPOCH_METRICS
+    maximize: bool
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """Return the metric with the sign that makes a larger score a better one."""
+        return metrics[self.metric] if self.maximize else -metrics[self.metric]
+
+
 @dataclass
 class State:
-    """How far a run has come; all that a checkpoint holds beside tensors."""
+    """The finished epochs of a run."""
 
-    epoch: int = 0  # finished ones
+    epoch: int = 0  # number of finished epochs
     best_epoch: int = 0
-    best_score: float = -math.inf  # the objective, negated where it is minimised
-    bad_epochs: int = 0  # since the best one
-    seconds: float = 0.0  # of training and validation
+    best_score: float = -math.inf  # Objective.score of the best epoch
+    bad_epochs: int = 0  # epochs since the best one
+    seconds: float = 0.0  # spent in training and validation
     pruned: bool = False
-    history: list[dict[str, float]] = field(default_factory=list)  # one mapping an epoch
+    history: list[dict[str, float]] = field(default_factory=list)  # metrics of each epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(vars(State(**state)))
 
 
-@dataclass
-class PartialEpoch:
-    """An epoch at hand: with the generators' state, all it takes to go on in its middle."""
+class EpochProgress:
+    """The training epoch in progress. A checkpoint of it lets a run resume between two steps.
 
-    order: torch.Tensor  # [n_train] int64, a permutation
-    losses: torch.Tensor  # [n_steps] float32
-    correct: torch.Tensor  # int64 scalar
-    step: int = 0
-    seconds: float = 0.0
+    Attributes:
+        order: [n_images] int64, a permutation; None between two epochs.
+        losses: [n_steps] float32, of the steps so far.
+        n_correct: int64 scalar, over the steps so far.
+        step: number of steps so far.
+        seconds: time that they took.
+    """
+
+    def __init__(self, n_images: int, batch_size: int, device: torch.device) -> None:
+        self.n_images, self.batch_size, self.device = n_images, batch_size, device
+        self.n_steps = math.ceil(n_images / batch_size)
+        self.clear()
+
+    def clear(self) -> None:
+        """End the epoch."""
+        self.order: torch.Tensor | None = None
+        self.losses = torch.zeros(self.n_steps, device=self.device)
+        self.n_correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.step, self.seconds = 0, 0.0
+
+    def remaining_batches(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        """Return the indices [B] of each batch to come. A new epoch draws its order."""
+        if self.order is None:
+            self.order = torch.randperm(self.n_images, generator=generator, device=self.device)
+        all_batches: tuple[torch.Tensor, ...] = self.order.split(self.batch_size)
+        return all_batches[self.step :]
+
+    def add(self, loss: torch.Tensor, n_correct: torch.Tensor) -> None:
+        """Add the results of a step, without waiting for the device."""
+        self.losses[self.step] = loss
+        self.n_correct += n_correct
+        self.step += 1
+
+    @property
+    def n_seen(self) -> int:
+        """Number of images in the steps so far."""
+        return min(self.step * self.batch_size, self.n_images)
+
+    def state_dict(self) -> dict[str, Any] | None:
+        if self.order is None:
+            return None
+        sums = {"losses": self.losses, "correct": self.n_correct}
+        return {"order": self.order, **sums, "step": self.step, "seconds": self.seconds}
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Raises ValueError if the epoch in `state` has other sizes than this one."""
+        self.clear()
+        if state is None:
+            return
+        if (len(state["order"]), len(state["losses"])) != (self.n_images, self.n_steps):
+            raise ValueError(
+                "it stopped within an epoch; data.train_size, data.val_size and data.batch_size "
+                "cannot change before that epoch ends"
+            )
+        self.order, self.losses = state["order"].to(self.device), state["losses"].to(self.device)
+        self.n_correct = state["correct"].to(self.device)
+        self.step, self.seconds = state["step"], state["seconds"]
 
 
 class Trainer:
-    """Trains `model` on `data.train` and chooses the epoch on `data.val`.
+    """Trains on `data.train` and picks the best epoch on `data.val`.
 
     Args:
-        schedule: stepped as `interval` says; None: constant learning rate.
-        objective: the metric that picks the best epoch, `maximize` or not.
+        data: on the device.
+        step: takes the optimizer steps, on `data.train`.
         directory: where the checkpoints go.
-        seed: of the order of the batches and the augmentation.
+        batch_size: images in an optimizer step.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        schedule: LRScheduler | ReduceLROnPlateau | None,
         data: Dataset,
+        step: TrainingStep,
+        schedule: Schedule,
         settings: TrainerConfig,
         *,
-        interval: str,
-        batch_size: int,
-        augment: Augment | None,
-        autocast_dtype: torch.dtype | None,
-        objective: str,
-        maximize: bool,
+        objective: Objective,
         directory: Path,
-        seed: int,
+        batch_size: int,
     ) -> None:
-        self.model, self.optimizer, self.schedule, self.data = model, optimizer, schedule, data
-        self.settings, self.interval, self.batch_size = settings, interval, batch_size
-        self.objective, self.sign = objective, 1 if maximize else -1
-        self.directory = directory
+        self.data, self.step, self.schedule = data, step, schedule
+        self.settings, self.objective, self.batch_size = settings, objective, batch_size
         self.device = data.train.images.device
-        self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=autocast_dtype is torch.float16
-        )
-        self.average = None if settings.ema_decay is None else Average(model, settings.ema_decay)
-        self.judged = model if self.average is None else self.average.model  # for validation
-        self.backward = Backward(
-            model,
-            settings,
-            augment=augment,
-            autocast_dtype=autocast_dtype,
-            scaler=self.scaler,
-            generator=self.generator,
-        )
-        self.graphed: Graphed | None = None
-        if settings.cuda_graphs and self.scaler.is_enabled():
-            log.info("no CUDA graph: whether a step of fp16 counts is read on the host")
-        elif settings.cuda_graphs and self.device.type == "cuda":
-            self.graphed = Graphed(optimizer, CudaGraph(self.generator))
         self.state = State()
-        self._partial: PartialEpoch | None = None
+        self.progress = EpochProgress(len(data.train), batch_size, self.device)
+        self.checkpoint = Checkpoint(directory, step.generator)
+        other_data = f"it was trained on other data than {data.name}"
+        self.checkpoint.register_constant("data", data.digest, other_data)
+        self.checkpoint.register("partial", self.progress)
+        self.checkpoint.register("state", self.state)
+        self.checkpoint.register("model", step.model)
+        self.checkpoint.register("optimizer", step.optimizer)
+        self.checkpoint.register("schedule", schedule)
+        self.checkpoint.register("scaler", step.scaler)
+        self.checkpoint.register("average", step.average)
         self._signals = Deferred()
 
     def fit(self, tracker: Tracker, trial: Trial) -> State:
-        """Train to the last epoch, an early stop or a prune, then put the best weights back.
+        """Train until the last epoch, an early stop or a prune; then load the best weights.
 
-        SIGINT and SIGTERM are obeyed between two steps, with a checkpoint of the very step.
+        SIGINT and SIGTERM take effect between two steps, after a checkpoint.
 
         Raises:
             DivergedError: a loss is not finite.
-            UserError: the memory does not hold a batch.
+            UserError: a batch does not fit into memory.
         """
         for epoch, metrics in enumerate(self.state.history, start=1):  # of a resumed run
             tracker.log_metrics(metrics, step=epoch)
             self.state.pruned = trial.report(epoch, metrics)
         try:
             with self._signals.installed():
-                while not self._finished():
-                    metrics = self._epoch()
-                    self._save_last()  # first: a store that is away must not cost the epoch
+                while not self._is_finished():
+                    metrics = self._run_epoch()
+                    self.checkpoint.save()  # first: a tracker that fails must not cost the epoch
                     tracker.log_metrics(metrics, step=self.state.epoch)
                     self.state.pruned = trial.report(self.state.epoch, metrics)
                     self._signals.obey_pending()
@@ -151,31 +200,35 @@ class Trainer:
             if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
                 raise UserError(f"out of memory with data.batch_size={self.batch_size}") from error
             raise
-        best = checkpoint.load(self.directory / checkpoint.BEST)["model"]
-        self.model.load_state_dict(best)
-        self.judged.load_state_dict(best)
+        best = self.checkpoint.load_best().model
+        self.step.model.load_state_dict(best)
+        self.step.eval_model.load_state_dict(best)
         return self.state
 
     def evaluate(self, split: Split) -> Evaluation:
-        """Loss and probabilities of the model as it stands, of its averaged weights where it has them.
+        """Evaluate the current weights, or their average if the settings ask for one.
 
-        In float32 whatever the training is in: the figures are those of the model that is saved.
+        The precision is float32 whatever the training uses, as in the saved model.
         """
-        self.judged.eval()
-        logits = []
+        model = self.step.eval_model.eval()
         size = EVAL_BATCH_SIZE
-        if self.device.type != "cpu":  # as much as 2,000 images of MNIST
+        if self.device.type != "cpu":  # as many pixels as 2,000 images of MNIST
             size = max(size, 2000 * 28 * 28 // math.prod(self.data.shape))
         with torch.inference_mode():
-            for images, _ in batches(split, size):
-                logits.append(self.judged(images))
-        joined = torch.cat(logits)  # [N, n_classes]
-        loss = F.cross_entropy(joined, split.labels)
-        accuracy = (joined.argmax(1) == split.labels).float().mean()
-        probabilities: NDArray[np.float32] = joined.softmax(1).cpu().numpy()  # waits for the device
+            logits = torch.cat([model(images) for images, _ in batches(split, size)])
+        loss = F.cross_entropy(logits, split.labels)  # logits: [N, n_classes]
+        accuracy = (logits.argmax(1) == split.labels).float().mean()
+        probabilities: NDArray[np.float32] = logits.softmax(1).cpu().numpy()  # waits for the device
         return Evaluation(loss.item(), accuracy.item(), probabilities)
 
-    def _finished(self) -> bool:
+    def restore(self, directory: Path) -> None:
+        """Continue the run in `directory` from its last checkpoint. Raises UserError if it cannot."""
+        self.checkpoint.restore(directory)
+        if self.state.best_epoch:
+            self.checkpoint.save_best(load_best(directory))
+        log.info("resuming %s after epoch %d", directory, self.state.epoch)
+
+    def _is_finished(self) -> bool:
         patience, limit = self.settings.early_stopping.patience, self.settings.max_minutes
         return (
             self.state.epoch >= self.settings.max_epochs
@@ -184,8 +237,8 @@ class Trainer:
             or (limit is not None and self.state.seconds >= 60 * limit)
         )
 
-    def _epoch(self) -> dict[str, float]:
-        """One epoch of training, one validation; the best weights so far are kept."""
+    def _run_epoch(self) -> dict[str, float]:
+        """Train and validate for one epoch; return its metrics."""
         state = self.state
         metrics = self._train_epoch()
         started = time.monotonic()
@@ -195,166 +248,74 @@ class Trainer:
         state.seconds += val_s
         metrics |= {"val/loss": val.loss, "val/accuracy": val.accuracy}
         metrics["epoch_s"] += val_s
-        score = self.sign * metrics[self.objective]
+        score = self.objective.score(metrics)
         if not math.isfinite(score):
-            raise DivergedError(f"{self.objective} is {abs(score)} after epoch {state.epoch}")
+            metric = self.objective.metric
+            raise DivergedError(f"{metric} is {metrics[metric]} after epoch {state.epoch}")
         if improved := score > state.best_score + self.settings.early_stopping.min_delta:
             state.best_epoch, state.best_score, state.bad_epochs = state.epoch, score, 0
-            weights = {"model": self.judged.state_dict(), "epoch": state.epoch}
-            data = self.data
-            about = {"classes": data.classes, "shape": data.shape, "data": data.digest}
-            checkpoint.save(self.directory / checkpoint.BEST, {**weights, **about})
+            self._save_best()
         else:
             state.bad_epochs += 1
-        if isinstance(self.schedule, ReduceLROnPlateau):
-            self.schedule.step(score)
-        elif self.schedule is not None and self.interval == "epoch":
-            self.schedule.step()
+        self.schedule.after_epoch(score)
         state.history.append(metrics)
-        progress.epoch_line(state.epoch, self.settings.max_epochs, metrics, improved)
+        log_epoch(state.epoch, self.settings.max_epochs, metrics, improved)
         return metrics
 
     def _train_epoch(self) -> dict[str, float]:
-        n = len(self.data.train)
-        n_steps = math.ceil(n / self.batch_size)
-        partial = self._partial or PartialEpoch(
-            order=torch.randperm(n, generator=self.generator, device=self.device),
-            losses=torch.zeros(n_steps, device=self.device),
-            correct=torch.zeros((), dtype=torch.int64, device=self.device),
-        )
-        self._partial = partial
-        self.model.train()
+        progress, max_epochs = self.progress, self.settings.max_epochs
+        limit = math.inf if self.settings.max_minutes is None else 60 * self.settings.max_minutes
         scale = self._image_scale()
-        before, started = partial.seconds, time.monotonic()
-        limit = self.settings.max_minutes
-        with progress.epoch_bar(self.state.epoch + 1, self.settings.max_epochs, n) as advance:
-            advance(partial.step * self.batch_size)
-            for indices in partial.order.split(self.batch_size)[partial.step :]:
-                partial.losses[partial.step] = self._step(indices, scale, partial.correct)
-                partial.step += 1
+        remaining = progress.remaining_batches(self.step.generator)
+        self.step.model.train()
+        before, started = progress.seconds, time.monotonic()
+        with epoch_bar(self.state.epoch + 1, max_epochs, progress.n_images) as advance:
+            advance(progress.n_seen)
+            for indices in remaining:
+                progress.add(*self.step(indices, scale))
+                self.schedule.after_step()
                 advance(len(indices))
-                if self._signals.pending or partial.step % LOOK_EVERY == 0:
-                    partial.seconds = before + time.monotonic() - started
+                if self._signals.pending or progress.step % CHECK_EVERY == 0:
+                    progress.seconds = before + time.monotonic() - started
                     if self._signals.pending:
-                        self._save_last()
+                        self.checkpoint.save()
                         self._signals.obey_pending()
-                    if self.device.type == "cpu":  # elsewhere a look would wait for the device
-                        self._check_finite(partial)
-                    if limit is not None and self.state.seconds + partial.seconds >= 60 * limit:
-                        log.info("trainer.max_minutes=%g reached in step %d", limit, partial.step)
+                    if self.device.type == "cpu":  # on a GPU the check would wait for the device
+                        self._check_losses()
+                    if self.state.seconds + progress.seconds >= limit:
+                        log.info("trainer.max_minutes reached in step %d", progress.step)
                         break
-        self._check_finite(partial)  # waits for the device
+        self._check_losses()  # waits for the device
         seconds = before + time.monotonic() - started
-        n_seen = min(partial.step * self.batch_size, n)
         self.state.seconds += seconds
-        self._partial = None
-        return {
-            "train/loss": partial.losses[: partial.step].mean().item(),
-            "train/accuracy": partial.correct.item() / n_seen,
-            "lr": float(self.optimizer.param_groups[0]["lr"]),  # of the next step
+        metrics = {
+            "train/loss": progress.losses[: progress.step].mean().item(),
+            "train/accuracy": progress.n_correct.item() / progress.n_seen,
+            "lr": float(self.step.optimizer.param_groups[0]["lr"]),  # of the next step
             "epoch_s": seconds,
-            "images_per_s": n_seen / seconds,
+            "images_per_s": progress.n_seen / seconds,
         }
+        progress.clear()
+        return metrics
 
     def _image_scale(self) -> float:
-        """Progressive resizing: from `resize_from` in the first epoch evenly up to 1 after its share."""
+        """Progressive resizing: grow linearly from `resize_from` to 1 over a share of the epochs."""
         grown = self.state.epoch / (self.settings.resize_epochs * self.settings.max_epochs)
         return self.settings.resize_from + (1 - self.settings.resize_from) * min(1, grown)
 
-    def _step(self, indices: torch.Tensor, scale: float, correct: torch.Tensor) -> torch.Tensor:
-        """One step on the images at `indices` [B]: the loss, and `correct` counted up, both unread."""
-        if self.graphed is None:
-            loss, n_right = self._update(indices, scale)
-        else:
-            loss, n_right = self.graphed(self._update, indices, scale)
-        if self.average is not None:
-            self.average.update(self.model)
-        if self.schedule is not None and self.interval == "step":
-            self.schedule.step()  # type: ignore[call-arg]  # never ReduceLROnPlateau
-        correct += n_right
-        return loss
-
-    def _update(self, indices: torch.Tensor, scale: float) -> tuple[torch.Tensor, ...]:
-        """The part of a step that a CUDA graph can hold: the loss and the number of right answers."""
-        self.optimizer.zero_grad(set_to_none=True)
-        train = self.data.train
-        loss, n_right = self.backward(train.images[indices], train.labels[indices], scale)
-        if self.settings.grad_clip is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return loss, n_right
-
-    def _check_finite(self, partial: PartialEpoch) -> None:
-        bad = torch.nonzero(~torch.isfinite(partial.losses[: partial.step]))
-        if len(bad):
-            step = self.state.epoch * len(partial.losses) + int(bad[0])
+    def _check_losses(self) -> None:
+        """Raise DivergedError if a loss of the epoch in progress is not finite."""
+        losses = self.progress.losses[: self.progress.step]
+        not_finite = torch.nonzero(~torch.isfinite(losses))
+        if len(not_finite):
+            first = int(not_finite[0])
+            step = self.state.epoch * self.progress.n_steps + first
             raise DivergedError(
-                f"the loss is {partial.losses[bad[0]].item()} at step {step} (epoch "
-                f"{self.state.epoch + 1}); a lower optimizer.lr or trainer.grad_clip may help"
+                f"the loss is {losses[first].item()} at step {step} (epoch {self.state.epoch + 1}); "
+                "a lower optimizer.lr or trainer.grad_clip may help"
             )
 
-    def _save_last(self) -> None:
-        """All of it, from which `restore` goes on bit by bit."""
-        partial = None if self._partial is None else vars(self._partial)
-        state = {
-            "state": asdict(self.state),
-            "data": self.data.digest,
-            "device": self.device.type,
-            "partial": partial,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": None if self.schedule is None else self.schedule.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "generator": self.generator.get_state(),
-            "rng": checkpoint.rng_state(self.device),
-        }
-        checkpoint.save(self.directory / checkpoint.LAST, state)
-
-    def _check_data(self, saved: Mapping[str, Any], directory: Path) -> None:
-        if saved.get("data") != self.data.digest:
-            raise UserError(f"{directory} was trained on other data than {self.data.name}")
-        n, partial = len(self.data.train), saved["partial"]
-        sizes = n, math.ceil(n / self.batch_size)
-        if partial is not None and (len(partial["order"]), len(partial["losses"])) != sizes:
-            raise UserError(
-                f"the run in {directory} stopped within an epoch; its data.train_size, data.val_size "
-                "and data.batch_size cannot change before the end of it"
-            )
-
-    def restore(self, directory: Path) -> None:
-        """Go on where the run in `directory` stopped. Raises UserError where it does not fit."""
-        saved = checkpoint.load(directory / checkpoint.LAST)
-        self._check_data(saved, directory)
-        try:
-            self.model.load_state_dict(saved["model"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            if self.schedule is not None:
-                self.schedule.load_state_dict(saved["schedule"])
-            if self.average is not None:
-                self.average.load_state_dict(saved["average"])
-        except (RuntimeError, ValueError, TypeError, KeyError) as error:
-            raise UserError(
-                f"the checkpoint in {directory} is of another configuration: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
-        if saved["scaler"]:  # else its precision needed none
-            self.scaler.load_state_dict(saved["scaler"])
-        if saved.get("device", self.device.type) == self.device.type:
-            self.generator.set_state(saved["generator"])
-        else:  # each kind of device has random numbers of its own
-            log.warning("WARNING: %s was on %s: not the same bits", directory, saved["device"])
-        checkpoint.set_rng_state(saved["rng"], self.device)
-        self.state = State(**saved["state"])
-        if saved["partial"] is not None:
-            on_device: Any = {
-                k: v.to(self.device) if isinstance(v, torch.Tensor) else v
-                for k, v in saved["partial"].items()
-            }
-            self._partial = PartialEpoch(**on_device)
-        if self.state.best_epoch:
-            best = checkpoint.load(directory / checkpoint.BEST)
-            checkpoint.save(self.directory / checkpoint.BEST, best)
-        log.info("going on after epoch %d of %s", self.state.epoch, directory)
+    def _save_best(self) -> None:
+        data, weights = self.data, self.step.eval_model.state_dict()
+        best = BestModel(weights, self.state.epoch, data.classes, data.shape, data.digest)
+        self.checkpoint.save_best(best)
