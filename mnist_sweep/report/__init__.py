@@ -1,1 +1,1 @@
-"""The report of a sweep: which configuration wins, by how much, whether that is noise, what next."""
+"""The report of a sweep: verdict, next steps, leaderboard, charts and figures on one HTML page."""
