@@ -4,12 +4,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from mnist_sweep import config as configuration
 from mnist_sweep.sweep import Sweep, SweepCallback
+from mnist_sweep.sweep.hydra_internals import job_error
 
 
 class DiscardFailedStart(Callback):
@@ -21,8 +21,7 @@ class DiscardFailedStart(Callback):
         self.created = [p for p in (directory, *directory.parents) if not p.exists()]
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
-        job: JobReturn = kwargs["job_return"]
-        error = job._return_value
+        error = job_error(kwargs["job_return"])
         failed = isinstance(error, SystemExit) and error.code == 2
         left = {path.name for path in self.directory.glob("*")}
         if not failed or not left <= {".hydra", "run.log"}:

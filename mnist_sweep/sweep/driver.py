@@ -253,10 +253,12 @@ def _copy_config(plan: Plan, source: Path) -> None:
 
 
 def _yaml_files(folder: Path, skip: set[Path]) -> Iterator[Path]:
-    """The YAML files below `folder`, without hidden folders, run outputs and the folders in `skip`."""
+    """The YAML files below `folder`, without hidden folders, outputs of runs and sweeps, and `skip`."""
     for path in sorted(folder.iterdir()):
         if path.is_dir():
-            is_output = path.resolve() in skip or (path / ".hydra").exists()
+            is_output = (
+                path.resolve() in skip or any(path.glob(".hydra")) or any(path.glob("*/.hydra"))
+            )
             if not (path.name.startswith(".") or is_output):
                 yield from _yaml_files(path, skip)
         elif path.suffix in (".yaml", ".yml"):

@@ -7,6 +7,7 @@ from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher as BasicLauncher
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 
 from mnist_sweep.sweep.callback import SweepCallback
@@ -39,3 +40,8 @@ def relocated(loader: ConfigLoader, directory: Path) -> ConfigLoader:
     main = next(element for element in search_path.get_path() if element.provider == "main")
     main.path = f"file://{directory}"
     return ConfigLoaderImpl(search_path)
+
+
+def job_error(job: JobReturn) -> BaseException | None:
+    """The exception that ended a job. `JobReturn.return_value` would raise it and print a line."""
+    return job._return_value if job.status is JobStatus.FAILED else None

@@ -96,9 +96,9 @@ class About:
 def leaderboard(study: optuna.Study) -> list[dict[str, str]]:
     """One row of {heading: text} for each configuration with a complete trial, the best first.
 
-    Columns are the rank, the first trial, the number of seeds if there are several, the
-    configuration, each objective, and the metrics in `About.columns`. Values are means ± standard deviations over
-    the seeds.
+    The columns are the rank, the first trial, the number of seeds if there are several, the
+    configuration, each objective, and the metrics in `About.columns`. A value is the mean over the
+    seeds ± its standard deviation.
     """
     about, configurations = About.of(study), ranked(study)
     several_seeds = any(len(each.trials) > 1 for each in configurations)

@@ -17,7 +17,7 @@ from typing import Any
 import optuna
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job
+from hydra.core.utils import JobReturn, configure_log, run_job
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 from optuna.trial import FrozenTrial, TrialState
@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from mnist_sweep.common import processes, signals
 from mnist_sweep.sweep import samplers
 from mnist_sweep.sweep import study as storage
+from mnist_sweep.sweep.hydra_internals import job_error
 from mnist_sweep.sweep.optuna_internals import frozen, record_heartbeat
 from mnist_sweep.sweep.space import Space
 from mnist_sweep.sweep.study import DONE, count, get_trials
@@ -344,8 +345,7 @@ class Worker:
     def _tell(
         self, study: optuna.Study, trial: optuna.Trial, handle: StudyTrial, ret: JobReturn
     ) -> None:
-        if ret.status is not JobStatus.COMPLETED:
-            error = ret._return_value
+        if (error := job_error(ret)) is not None:
             self._fail(study, trial, f"{type(error).__name__}: {error}")
         elif handle.pruned:
             study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)

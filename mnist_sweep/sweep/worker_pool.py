@@ -13,11 +13,12 @@ from pathlib import Path
 
 import cloudpickle
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobStatus, run_job, setup_globals
+from hydra.core.utils import run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mnist_sweep.common import signals
+from mnist_sweep.sweep.hydra_internals import job_error
 
 log = logging.getLogger(__name__)
 
@@ -113,5 +114,5 @@ def _run_job(payload: bytes, overrides: list[str], index: int, log_dir: Path) ->
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
     )
-    if ret.status is not JobStatus.COMPLETED:
-        raise SystemExit(f"{type(ret._return_value).__name__}: {ret._return_value}")
+    if (error := job_error(ret)) is not None:
+        raise SystemExit(f"{type(error).__name__}: {error}")

@@ -1,0 +1,129 @@
+"""The engine in applications of somebody else: scripts, modules, callbacks of their own."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import engine
+from tests.helpers.cli import ROOT, environment
+
+APPS = Path(__file__).parent.parent / "helpers" / "apps"
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """A Hydra script with its configuration beside it, in a folder of its own."""
+    for name in ("plain.py", "plain.yaml"):
+        shutil.copy(APPS / name, tmp_path / name)
+    return tmp_path / "plain.py"
+
+
+def run_script(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, script.name, "-m", "store=.", *arguments],
+        cwd=script.parent,
+        env=environment(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_script_with_config_beside_it_sweeps_twice(script: Path) -> None:
+    """The copy of the configuration must not take in the sweeps' own directories."""
+    for name in ("first", "second"):
+        done = run_script(script, "x=1,2", f"sweep.name={name}")
+        assert done.returncode == 0, done.stdout + done.stderr
+    copied = script.parent / "second" / "conf"
+    assert [path.name for path in copied.rglob("*")] == ["plain.yaml"]
+
+
+def test_printed_command_names_the_users_script(script: Path) -> None:
+    done = run_script(script, "x=1,2", "sweep.name=named")
+    assert "train it again: python plain.py store=. x=2" in done.stdout
+
+
+def test_script_prunes_by_what_it_reports(script: Path) -> None:
+    pruner = "+sweep.pruner={_target_: optuna.pruners.ThresholdPruner, lower: 2}"
+    done = run_script(script, "x=1,2", "sweep.name=pruned", pruner)
+    assert "trial 0 pruned" in done.stdout
+    assert "trial 1 complete" in done.stdout
+
+
+@pytest.mark.parametrize("name", [".", "..", "...", "a" * 300, "a/b", "it's"])
+def test_name_that_is_no_folder_name_is_refused(name: str, script: Path) -> None:
+    done = run_script(script, "x=1,2", f'sweep.name="{name}"')
+    assert done.returncode != 0
+    assert "sweep.name=" in done.stderr.splitlines()[-1]
+    assert "expected" in done.stderr.splitlines()[-1]
+    assert not list(script.parent.glob("*.db"))
+
+
+def test_workers_start_where_warnings_are_errors(tmp_path: Path) -> None:
+    """Hydra warns of a plugin that registers twice, in 1.5 it will be an error."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.helpers.apps.sleeper", "-m"]
+        + [f"store={tmp_path}", "x=1,2", "sweep.name=strict"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert engine.states(engine.trials(tmp_path, "strict")) == {"COMPLETE": 2}
+
+
+CALLBACKS = """
+from pathlib import Path
+
+from mnist_sweep.sweep import Sweep, SweepCallback
+
+class Note(SweepCallback):
+    def __init__(self, refuse=False):
+        self.refuse = refuse
+
+    def write(self, text):
+        with open("notes.txt", "a") as notes:
+            notes.write(text + "\\n")
+
+    def on_sweep_prepare(self, sweep: Sweep):
+        self.write("prepare")
+        sweep.overrides.append("seed=7")
+        if self.refuse:
+            raise ValueError("refused by the callback")
+
+    def on_sweep_start(self, sweep, study):
+        self.write(f"start {study.study_name}")
+        sweep.links["look"] = "here"
+
+    def on_sweep_end(self, sweep, study, error):
+        self.write(f"end {error}")
+"""
+
+
+def test_callback_is_called_around_the_sweep(script: Path) -> None:
+    (script.parent / "notes.py").write_text(CALLBACKS)
+    callback = "+hydra.callbacks.note._target_=notes.Note"
+    done = run_script(script, "x=1,2", "sweep.name=noted", callback)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "look: here" in done.stdout
+    notes = (script.parent / "notes.txt").read_text().splitlines()
+    assert notes == ["prepare", "start noted", "end None"]
+    overrides = script.parent / "noted" / "0" / ".hydra" / "overrides.yaml"
+    assert "seed=7" in overrides.read_text()
+
+
+def test_callback_that_refuses_leaves_no_study(script: Path) -> None:
+    (script.parent / "notes.py").write_text(CALLBACKS)
+    callback = "+hydra.callbacks.note={_target_: notes.Note, refuse: true}"
+    done = run_script(script, "x=1,2", "sweep.name=noted", callback)
+    assert done.returncode != 0
+    assert "refused by the callback" in done.stderr
+    assert not (script.parent / "optuna.db").exists()
+    assert (script.parent / "notes.txt").read_text().splitlines() == ["prepare"]

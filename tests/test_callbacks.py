@@ -1,0 +1,91 @@
+"""What the application does around a run and before a sweep."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.cli import ROOT, cli, command, environment
+
+BAD_INPUT = {
+    "data=folder data.root=/nonexistent": "data.root=/nonexistent",
+    "data=mnist5k data.batch_size=0": "data.batch_size=0",
+    "data=mnist5k data.batch_size=100000": "data.batch_size=100000",
+    "data=mnist5k model.kernel_size=99 model.padding=valid": "kernel_size=99",
+    "data=mnist5k device=cuda:99": "device=cuda:99",
+    "data=mnist5k model.activation=Rely": "model.activation=Rely",
+    "data=mnist5k trainer.resume=/nonexistent": "/nonexistent",
+    "data=mnist5k tracking.uri=http://127.0.0.1:9": "tracking.uri=http://127.0.0.1:9",
+    "data=mnist5k objective=accuracy": "objective=accuracy",
+    "search=tpe": "add -m",
+    "pruner=asha": "add -m",
+    "sweep.n_trials=3": "add -m",
+    "-m data=mnist5k model=simple,nosuch": "model=nosuch",
+    "-m data=mnist5k data.batch_size=0 seed=0,1": "data.batch_size=0",
+    "-m data=folder data.root=/nonexistent seed=0,1": "data.root=/nonexistent",
+    "-m data=mnist5k seed=0,1 sweep.name=..": "sweep.name=..",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD_INPUT)
+def test_command_that_fails_before_training_leaves_nothing(arguments: str, fresh: Path) -> None:
+    done = cli(*arguments.split(), store=fresh)
+    assert done.returncode == 2, done.stdout + done.stderr
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith("error: ")
+    assert BAD_INPUT[arguments] in message
+    assert "Traceback" not in done.stderr
+    assert not fresh.exists()
+
+
+def test_failed_start_keeps_what_was_in_the_directory(tmp_path: Path) -> None:
+    directory = tmp_path / "mine"
+    directory.mkdir()
+    (directory / "notes.txt").write_text("keep me")
+    done = cli(
+        "data=mnist5k", "data.batch_size=0", f"hydra.run.dir={directory}", store=tmp_path / "s"
+    )
+    assert done.returncode == 2
+    assert (directory / "notes.txt").read_text() == "keep me"
+
+
+def test_interrupted_run_prints_the_command_that_resumes_it(store: Path) -> None:
+    arguments = ("data=mnist5k", "model=compact", "tracking=none", "trainer.max_epochs=200")
+    process = subprocess.Popen(
+        command(*arguments, store=store),
+        cwd=ROOT,
+        env=environment(PYTHONUNBUFFERED="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("epoch"):
+            break
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in rest
+    assert "interrupted in epoch" in rest
+    resume = rest.splitlines()[-1].strip()
+    directory = next(ln for ln in lines if ln.startswith("run directory: ")).split(": ")[1].strip()
+    expected = ("python -m mnist_sweep", *arguments, f"trainer.resume={directory}")
+    assert resume == f"{expected[0]} store={store} " + " ".join(expected[1:])
+    again = subprocess.run(
+        [sys.executable, *resume.split()[1:], "trainer.max_minutes=0.001"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert directory in again.stdout
