@@ -1,4 +1,4 @@
-"""The terminal and tables of plain text."""
+"""The terminal, and tables as plain text."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,13 +9,15 @@ console = Console()
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> str:
-    made = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
+    """Format rows as a plain-text table with aligned columns."""
+    rich_table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
     for row in rows:
-        made.add_row(*row)
-    return as_text(made)
+        rich_table.add_row(*row)
+    return as_text(rich_table)
 
 
 def as_text(table: Table) -> str:
+    """Render a rich table as plain text, at most 160 characters wide."""
     plain = Console(width=160, no_color=True, highlight=False)
     with plain.capture() as capture:
         plain.print(table)

@@ -1,4 +1,4 @@
-"""The one exception that is the user's to mend: shown as one line, exit code 2."""
+"""Errors that the user can fix. The command line prints them as one line and exits with code 2."""
 
 import difflib
 import re
@@ -6,17 +6,17 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Says what was expected, what came, and what to do."""
+    """An error in the user's input. Its message says what was expected, what was given, what to do."""
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """' (did you mean ...?)' where one of `choices` is close to `word`, else an empty string."""
+    """Return " (did you mean '...'?)" if one of `choices` resembles `word`, otherwise ""."""
     by_folded = {choice.casefold(): choice for choice in choices}
     close = difflib.get_close_matches(word.casefold(), list(by_folded), n=1)
     return f" (did you mean '{by_folded[close[0]]}'?)" if close else ""
 
 
 def without_password(text: str) -> str:
-    """The text with the URLs of databases and servers in it as they may be shown."""
+    """Replace the passwords in all URLs of a text with ***."""
     masked = re.sub(r"(://[^:/\s]*):\S*@", r"\1:***@", text)
     return re.sub(r"(password=)[^&\s]*", r"\1***", masked)

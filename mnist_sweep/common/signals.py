@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: held back where a run is between two whole states, obeyed everywhere else."""
+"""Handlers for SIGINT and SIGTERM: stop at once, stop at the next safe point, or ignore."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def obey(signum: int, _frame: FrameType | None = None) -> None:
-    """Raise KeyboardInterrupt for SIGINT, SystemExit(143) for SIGTERM: the usual exit codes."""
+    """Raise KeyboardInterrupt for SIGINT, or SystemExit(143) for SIGTERM."""
     if signum == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + signum)
@@ -18,20 +18,20 @@ def obey(signum: int, _frame: FrameType | None = None) -> None:
 
 @contextmanager
 def obeyed() -> Iterator[None]:
-    """Inside, SIGTERM unwinds the stack like Ctrl-C does, so that `with` blocks close what they opened."""
+    """Let SIGTERM raise an exception, like Ctrl-C does, so that `with` blocks clean up."""
     with _handling(obey):
         yield
 
 
 @contextmanager
 def ignored() -> Iterator[None]:
-    """Inside, nothing comes between: for the few seconds in which what was interrupted is put right."""
+    """Ignore both signals: for the few seconds of a cleanup after an interruption."""
     with _handling(signal.SIG_IGN):
         yield
 
 
 class Deferred:
-    """Inside `with`, a signal waits for the next `obey_pending`; a second one does not wait."""
+    """Delay a signal until the next `obey_pending`. A second signal is obeyed at once."""
 
     def __init__(self) -> None:
         self._pending: int | None = None
@@ -43,23 +43,26 @@ class Deferred:
 
     @property
     def pending(self) -> bool:
+        """Whether a signal is waiting."""
         return self._pending is not None
 
     def obey_pending(self) -> None:
+        """Raise the exception of the waiting signal, if there is one; see `obey`."""
         if self._pending is not None:
             obey(self._pending)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
+        """Delay signals until `obey_pending` or until the block ends."""
         with _handling(self._note):
             yield
-        self.obey_pending()  # one that came after the last look
+        self.obey_pending()
 
 
 @contextmanager
 def _handling(handler: "signal._HANDLER") -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread receives signals
+        yield  # Python delivers signals to the main thread only
         return
     previous = {s: signal.signal(s, handler) for s in SIGNALS}
     try:
