@@ -65,9 +65,9 @@ def test_name_that_is_no_folder_name_is_refused(name: str, script: Path) -> None
 
 def test_workers_start_where_warnings_are_errors(tmp_path: Path) -> None:
     """Hydra warns of a plugin that registers twice, in 1.5 it will be an error."""
+    arguments = (f"store={tmp_path}", "x=1,2", "sweep.name=strict")
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.helpers.apps.sleeper", "-m"]
-        + [f"store={tmp_path}", "x=1,2", "sweep.name=strict"],
+        [sys.executable, "-W", "error", "-m", "tests.helpers.apps.sleeper", "-m", *arguments],
         cwd=ROOT,
         env=environment(),
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Workers of several hosts at one PostgreSQL server: what SQLite is not for."""
+"""Sweeps of several hosts on one PostgreSQL server."""
 
 import os
 import shutil
@@ -63,7 +63,7 @@ def create(server: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["sweep.storage", "tracking.uri"])
-def test_server_that_refuses_is_named_without_the_password(
+def test_refusing_server_is_named_without_the_password(
     server: str, key: str, tmp_path: Path
 ) -> None:
     url = server.replace("postgres@", "postgres:secret@") + "/nosuch"
@@ -97,7 +97,7 @@ def test_two_hosts_run_every_point_of_a_grid_once(database: str, tmp_path: Path)
     assert Counter(started) == {f"x={i}": 1 for i in range(16)}
 
 
-def test_trials_of_a_host_that_is_lost_are_run_by_another(database: str, tmp_path: Path) -> None:
+def test_trials_of_a_lost_host_run_on_another(database: str, tmp_path: Path) -> None:
     arguments = [*GRID, f"sweep.storage={database}", "sweep.grace_s=4", "sleep_s=0.5"]
     lost = start(*arguments, store=tmp_path / "lost", prefix=ELSEWHERE)
     try:
@@ -118,7 +118,7 @@ def test_trials_of_a_host_that_is_lost_are_run_by_another(database: str, tmp_pat
 @pytest.mark.parametrize(
     ("ended_by", "state"), [(signal.SIGKILL, "stale"), (signal.SIGINT, "interrupted")]
 )
-def test_training_that_one_host_began_is_done_by_another_with_its_own_store(
+def test_training_started_on_one_host_completes_on_another_with_its_own_store(
     server: str, database: str, tmp_path: Path, ended_by: signal.Signals, state: str
 ) -> None:
     tracking = f"{server}/runs_{ended_by.name.lower()}"

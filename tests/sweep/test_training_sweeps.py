@@ -1,4 +1,4 @@
-"""Sweeps of the real task through the real command line."""
+"""Sweeps of real training through the command line."""
 
 import os
 import re
@@ -64,7 +64,7 @@ def test_grid_of_three_models_end_to_end(store: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "told"),
+    ("bad", "expected"),
     [
         ("model=simple,vvg", "did you mean 'vgg'?"),
         ("optimizer.lrr=1e-3,1e-2", "did you mean 'lr'?"),
@@ -72,16 +72,18 @@ def test_grid_of_three_models_end_to_end(store: Path) -> None:
         ("data.batch_size=0,64", "a number above 0"),
     ],
 )
-def test_bad_sweep_is_told_of_before_anything_is_made(bad: str, told: str, fresh: Path) -> None:
+def test_bad_sweep_is_refused_before_anything_is_created(
+    bad: str, expected: str, fresh: Path
+) -> None:
     code, out = run(bad, store=fresh, module="mnist_sweep")
     assert code == 2, out
-    assert told in out
+    assert expected in out
     assert len(out.strip().splitlines()) == 1
     assert [p.name for p in fresh.iterdir()] == ["out.txt"]
 
 
 @pytest.mark.slow
-def test_mean_and_std_where_only_the_seed_differs(fresh: Path) -> None:
+def test_leaderboard_shows_mean_and_deviation_over_seeds(fresh: Path) -> None:
     out = sweep("seed=0,1", "optimizer.lr=1e-3,3e-3", *BARE, store=fresh)
     assert len(re.findall(r"optimizer\.lr=\S+ +2 +\d+\.\d\d ± \d+\.\d\d", out)) == 2
     assert not (fresh / "mlflow.db").exists(), "tracking=none"
@@ -139,7 +141,7 @@ def test_pruned_trial_keeps_its_epochs_and_its_run_is_finished(store: Path) -> N
 
 
 @pytest.mark.slow
-def test_pareto_search_and_its_figure(store: Path) -> None:
+def test_search_with_two_objectives_shows_the_pareto_front(store: Path) -> None:
     space = ("model=mlp,compact", "data.batch_size=choice(32,64)")
     out = sweep("search=pareto", "sweep.n_trials=4", *space, *TINY, store=store)
     assert "on the Pareto front" in out
@@ -152,7 +154,9 @@ def test_pareto_search_and_its_figure(store: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("search", ["tpe", "gp", "cmaes"])
-def test_every_search_runs_and_can_be_trained_again(search: str, store: Path) -> None:
+def test_every_search_runs_and_prints_a_command_that_trains_its_best(
+    search: str, store: Path
+) -> None:
     space = () if search == "cmaes" else ("model=mlp,compact", "data.batch_size=choice(32,64)")
     out = sweep(f"search={search}", "sweep.n_trials=3", *space, *BARE, store=store)
     again = re.search(r"train it again: python -m mnist_sweep (.*)", out)

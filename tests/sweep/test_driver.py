@@ -1,4 +1,4 @@
-"""The sweep engine: real drivers, workers and databases, a task that trains nothing."""
+"""The engine with real drivers, workers and databases, and a task that trains nothing."""
 
 import contextlib
 import multiprocessing
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 
 def params(found: list[optuna.trial.FrozenTrial]) -> list[dict[str, object]]:
-    """Of the trials that count, by number."""
+    """Parameters of the trials that were not replaced, by number."""
     return [t.params for t in found if "replaced" not in t.user_attrs]
 
 
@@ -39,14 +39,14 @@ def test_grid_runs_in_the_order_written(store: Path) -> None:
     assert (store / "outputs" / "g" / "optimization_results.yaml").exists()
 
 
-def test_grid_again_runs_only_what_failed(store: Path) -> None:
+def test_repeated_grid_runs_only_what_failed(store: Path) -> None:
     run("x=1,2", "act=ok,raise", "sweep.name=g", store=store)
     run("x=1,2", "act=ok,raise", "sweep.name=g", store=store)
     again = trials(store, "g")[4:]
     assert [t.params for t in again] == [{"x": 1, "act": "raise"}, {"x": 2, "act": "raise"}]
 
 
-def test_grid_interrupted_with_a_bad_point_in_its_queue_ends(store: Path) -> None:
+def test_interrupted_grid_with_a_failing_point_in_its_queue_ends(store: Path) -> None:
     arguments = ("x=1,2,3", "act=ok,raise", "sleep_s=0.3", "sweep.name=g")
     first = start(*arguments, store=store)
     try:
@@ -64,7 +64,7 @@ def test_grid_interrupted_with_a_bad_point_in_its_queue_ends(store: Path) -> Non
     assert "WAITING" not in states(found)
 
 
-def test_grid_of_another_range_runs_its_own_points(store: Path) -> None:
+def test_grid_with_another_range_runs_its_own_points(store: Path) -> None:
     run("x=range(1,4)", "sweep.name=g", store=store)
     code, out = run("x=range(3,6)", "sweep.name=g", "sweep.extend=true", store=store)
     assert code == 0, out
@@ -111,7 +111,7 @@ def test_search_resumes_to_exactly_n_trials_and_extends(store: Path) -> None:
     assert n_done(trials(store, "s")) == 8
 
 
-def test_search_same_seed_gives_the_same_trials_interrupted_or_not(store: Path) -> None:
+def test_search_with_the_same_seed_gives_the_same_trials_interrupted_or_not(store: Path) -> None:
     arguments = ("x=interval(0,1)", "epochs=range(1,9)", "sweep.n_trials=14", "sleep_s=0.05")
     run(*arguments, "sweep.name=whole", store=store)
     first = start(*arguments, "sweep.name=parts", store=store)
@@ -151,7 +151,7 @@ def test_changed_condition_is_refused_with_the_difference(store: Path) -> None:
     assert "when x: {'act': ['ok']} -> {'act': ['fine']}" in out
 
 
-def test_conditional_parameters_exist_only_where_their_condition_holds(store: Path) -> None:
+def test_conditional_parameters_exist_only_if_their_condition_holds(store: Path) -> None:
     when = "+sweep.when={epochs:{act:[ok]}}"
     arguments = ("act=choice(ok,fine)", "epochs=range(1,4)", when, "x=interval(0,1)")
     run(*arguments, "sweep.n_trials=12", "sweep.name=w", store=store)
@@ -161,7 +161,7 @@ def test_conditional_parameters_exist_only_where_their_condition_holds(store: Pa
 
 
 def test_bad_trials_do_not_stop_the_sweep(store: Path) -> None:
-    """One raises, one hangs, one runs out of memory, one is not finite, one kills its process."""
+    """Trials that raise, hang, run out of memory, return NaN, and kill their process."""
     code, out = run(
         "act=ok,raise,hang,memory,not_finite,die,fine",
         "sweep.name=bad",
@@ -184,7 +184,7 @@ def test_bad_trials_do_not_stop_the_sweep(store: Path) -> None:
     assert "Traceback" not in out
 
 
-def test_task_that_exits_is_retried_like_one_that_dies(store: Path) -> None:
+def test_task_that_exits_is_retried_like_a_death(store: Path) -> None:
     code, out = run("act=ok,exit,fine", "sweep.name=x", "sweep.retries=2", store=store, timeout=60)
     assert code == 1, out
     found = trials(store, "x")
@@ -192,8 +192,8 @@ def test_task_that_exits_is_retried_like_one_that_dies(store: Path) -> None:
     assert found[-1].user_attrs["error"] == "its process died 3 times"
 
 
-def test_time_limit_that_falls_on_the_end_of_a_trial_ends_no_worker(store: Path) -> None:
-    """In the driver's own process, where it would end the sweep."""
+def test_time_limit_at_the_end_of_a_trial_ends_no_worker(store: Path) -> None:
+    """With hydra/launcher=basic the worker is the driver's own process, so its end would end the sweep."""
     code, out = run(
         "x=range(0,8)",
         "epochs=1",
@@ -211,7 +211,7 @@ def test_time_limit_that_falls_on_the_end_of_a_trial_ends_no_worker(store: Path)
     assert set(states(trials(store, "t"))) <= {"COMPLETE", "FAIL"}
 
 
-def test_failure_rate_stops_a_hopeless_search(store: Path) -> None:
+def test_failure_rate_above_the_limit_stops_the_search(store: Path) -> None:
     code, out = run(
         "x=interval(0,1)",
         "act=raise",
@@ -227,7 +227,7 @@ def test_failure_rate_stops_a_hopeless_search(store: Path) -> None:
     assert "Traceback" not in out
 
 
-def test_budget_is_exact_when_eight_workers_race_for_its_end(store: Path) -> None:
+def test_budget_is_exact_when_eight_workers_race_for_the_last_trial(store: Path) -> None:
     for round_ in range(3):
         name = f"race{round_}"
         arguments = ("x=interval(0,1)", "sleep_s=0", "sweep.n_jobs=8", f"sweep.name={name}")
@@ -260,7 +260,7 @@ def test_two_drivers_share_one_grid(store: Path) -> None:
 
 
 def test_other_choices_cannot_extend_a_study(store: Path) -> None:
-    """Optuna keeps the choices of a parameter; its own error would come trial by trial."""
+    """Optuna fixes the choices of a parameter. Its own error would appear in every trial."""
     run("x=1,2", "sweep.name=e", store=store)
     code, out = run("x=3,2,1", "sweep.name=e", "sweep.extend=true", store=store)
     assert code != 0
@@ -269,7 +269,7 @@ def test_other_choices_cannot_extend_a_study(store: Path) -> None:
 
 
 def test_short_trials_do_not_wait_for_long_ones(store: Path) -> None:
-    """Two workers, a trial of 8 s first: the short ones all start and end while it runs."""
+    """One worker runs a trial of 8 s while the other runs all short trials."""
     events = store / "events"
     code, _ = run(
         "sleep_s=8,1.0,1.01,1.02,1.03",
@@ -300,7 +300,7 @@ def test_short_trials_do_not_wait_for_long_ones(store: Path) -> None:
         ),
     ],
 )
-def test_gpus_are_those_that_may_be_shared_out(
+def test_visible_gpus_are_those_the_process_may_use(
     listed: str, device: str, seen: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "nvidia-smi"  # in the words of the real one, which needs a card
@@ -311,7 +311,7 @@ def test_gpus_are_those_that_may_be_shared_out(
     assert driver._visible_gpus(OmegaConf.create({"device": device})) == seen
 
 
-def test_each_worker_sees_one_gpu_and_its_share_of_threads(store: Path) -> None:
+def test_worker_sees_one_gpu_and_its_share_of_threads(store: Path) -> None:
     events = store / "events"
     run(
         "x=1,2,3,4,5,6,7,8",
@@ -329,7 +329,7 @@ def test_each_worker_sees_one_gpu_and_its_share_of_threads(store: Path) -> None:
     assert {threads for *_, threads in seen} == {"2"}, "eight threads for four workers"
 
 
-def test_duplicates_are_skipped_and_an_exhausted_space_ends_the_search(store: Path) -> None:
+def test_skipped_duplicates_end_the_search_of_an_exhausted_space(store: Path) -> None:
     arguments = ("x=choice(1,2,3)", "+sweep.sampler={_target_: optuna.samplers.RandomSampler}")
     run(
         *arguments,
@@ -355,8 +355,8 @@ def test_dry_run_lists_the_trials_and_creates_nothing(fresh: Path) -> None:
     assert [p.name for p in fresh.iterdir()] == ["out.txt"]
 
 
-def test_editing_conf_during_a_sweep_changes_nothing(store: Path, tmp_path: Path) -> None:
-    """The trials are composed from the copy in the sweep's directory."""
+def test_edited_configuration_does_not_change_a_sweep(store: Path, tmp_path: Path) -> None:
+    """Trials are composed from the copy in the sweep's directory."""
     run("x=1,2", "sweep.name=frozen", store=store)
     copied = store / "outputs" / "frozen" / "conf" / "config.yaml"
     assert "act: ok" in copied.read_text()
@@ -380,7 +380,7 @@ def test_hydras_own_sweepers_stay_available(store: Path) -> None:
         assert "x=2" in (store / f"{sweeper}.txt").read_text()
 
 
-def test_storage_locked_by_another_process_is_waited_for(store: Path) -> None:
+def test_sweep_waits_for_a_locked_database(store: Path) -> None:
     driver = start("x=1,2,3,4", "sleep_s=0.3", "sweep.name=lock", store=store)
     try:
         engine.wait_for(lambda: n_done(trials(store, "lock")) >= 1)

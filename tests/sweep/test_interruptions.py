@@ -1,4 +1,4 @@
-"""Kill it anywhere, run the same command again: the real task, MLflow and all."""
+"""Sweeps of real training that are killed anywhere and resumed by the same command."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ SEARCH = ("optimizer.lr=tag(log,interval(1e-4,1e-2))", "sweep.n_jobs=2", *TINY)
 
 
 def check_nothing_is_lost(store: Path, name: str, n_trials: int) -> None:
-    """Exactly the budget, nothing undecided, a record and a directory for each finished trial."""
+    """Assert that the budget is exact, no trial is RUNNING, and each has its run and directory."""
     found = trials(store, name)
     done = [t for t in found if t.state in engine.DONE]
     assert len(done) == n_trials, states(found)
@@ -46,7 +46,7 @@ def check_nothing_is_lost(store: Path, name: str, n_trials: int) -> None:
 
 
 @pytest.mark.slow
-def test_killed_ten_times_at_random_ends_whole(store: Path) -> None:
+def test_sweep_killed_ten_times_at_random_completes(store: Path) -> None:
     rng = random.Random(0)
     n_trials, arguments = 14, (*SEARCH, "sweep.n_trials=14", "sweep.name=k")
     driver = None
@@ -81,7 +81,7 @@ def test_killed_ten_times_at_random_ends_whole(store: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_nothing_and_the_same_command_completes(store: Path) -> None:
+def test_ctrl_c_leaves_nothing_running_and_the_same_command_completes(store: Path) -> None:
     arguments = (*SEARCH, "sweep.n_trials=6", "sweep.name=c")
     driver = start(*arguments, store=store, module="mnist_sweep")
     try:
@@ -103,10 +103,10 @@ def test_ctrl_c_leaves_nothing_and_the_same_command_completes(store: Path) -> No
 @pytest.mark.parametrize(
     ("signum", "send"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)]
 )
-def test_a_signal_at_the_driver_is_no_death_of_a_trial(
+def test_signal_to_the_driver_does_not_count_as_a_death(
     store: Path, signum: signal.Signals, send: Callable[[int, int], None]
 ) -> None:
-    """Ctrl-C reaches the whole group, SIGTERM the driver alone; a trial may be given back often."""
+    """Ctrl-C reaches the whole process group, SIGTERM only the driver."""
     for _ in range(2):
         sweep = start("x=1,2", "sweep.name=s", "sleep_s=1", "epochs=60", store=store)
         try:
@@ -124,8 +124,8 @@ def running(store: Path) -> list[FrozenTrial]:
     return [t for t in trials(store, "s") if t.state is TrialState.RUNNING]
 
 
-def test_a_dead_trial_goes_on_from_its_checkpoint(store: Path) -> None:
-    """Killed in its second epoch, it is retried with the same parameters and ends bit-identical."""
+def test_dead_trial_resumes_from_its_checkpoint(store: Path) -> None:
+    """A trial killed in its second epoch is retried and ends bit-identical."""
     arguments = ("optimizer.lr=1e-3,2e-3", *TINY, "trainer.max_epochs=12", "data.train_size=500")
     driver = start(*arguments, "sweep.name=r", store=store, module="mnist_sweep")
     try:
@@ -149,7 +149,7 @@ def test_a_dead_trial_goes_on_from_its_checkpoint(store: Path) -> None:
 
 
 @pytest.mark.slow
-def test_both_stores_locked_for_20_s_lose_nothing(store: Path) -> None:
+def test_databases_locked_for_20_s_lose_nothing(store: Path) -> None:
     driver = start(*SEARCH, "sweep.n_trials=6", "sweep.name=l", store=store, module="mnist_sweep")
     try:
         wait_for(lambda: n_done(trials(store, "l")) >= 1)
