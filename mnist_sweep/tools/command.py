@@ -1,11 +1,176 @@
-"""The table of the tools and their front door. (Stub, being written.)"""
+"""The command line of the tools: parse the arguments, compose the configuration, run the tool."""
 
-TOOLS: dict[str, str] = {}
+import argparse
+import dataclasses
+import importlib
+import json
+import logging
+import shlex
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from mnist_sweep import config
+from mnist_sweep.common.config_errors import explain
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.tools import config as schemas
 
 
-def list_tools(program: list[str]) -> str:
-    return ""
+class Tool(NamedTuple):
+    """A tool. Its module has a function `run(cfg, overrides)`, and may import torch and MLflow."""
+
+    module: str
+    schema: type  # its docstring and its fields are the tool's help
+    usage: str = "[key=value ...]"
+    config: str = ""  # file under conf/; by default the tool's name
+
+    @property
+    def fields(self) -> dict[str, "dataclasses.Field[Any]"]:
+        return {each.name: each for each in dataclasses.fields(self.schema)}
 
 
-def run_tool(name: str, arguments: list[str], program: list[str]) -> None:
-    raise NotImplementedError
+_MODEL = "[model=MODEL] [key=value ...]"
+TOOLS = {
+    "predict": Tool("predict", schemas.PredictConfig, f"{_MODEL} FILE_OR_FOLDER ..."),
+    "evaluate": Tool("evaluate", schemas.EvaluateConfig, f"[data=DATASET] {_MODEL}"),
+    "demo": Tool("demo.command", schemas.DemoConfig, f"[models=TYPE,TYPE] {_MODEL}"),
+    "export": Tool("export", schemas.ExportConfig, f"[format=FORMAT] {_MODEL}"),
+    "promote": Tool("promote", schemas.PromoteConfig),
+    "ensemble": Tool("ensemble", schemas.EnsembleConfig, "sweep=NAME | runs=ID,ID [key=value ...]"),
+    "data": Tool("data", schemas.CheckDataConfig, "[data=DATASET] [key=value ...]", "config"),
+    "report": Tool("report", schemas.ReportConfig, "[sweep=NAME] [key=value ...]"),
+    "ui": Tool("ui", schemas.UiConfig),
+}
+ALIASES = {"model": "source"}  # what the command line calls a setting; `model` is a config group
+
+
+def list_tools(program: Sequence[str]) -> str:
+    """Return the list of the tools with one line each. `program` is the command without arguments."""
+    width = max(map(len, TOOLS))
+    summaries = {name: _doc(tool).splitlines()[0] for name, tool in TOOLS.items()}
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in summaries.items()]
+    return "\n".join([f"usage: {shlex.join(program)} TOOL [arguments]", "", *lines])
+
+
+def run_tool(name: str, arguments: Sequence[str], program: Sequence[str]) -> None:
+    """Run a tool of TOOLS with the arguments that follow its name on the command line.
+
+    Raises:
+        UserError: the arguments do not compose a configuration, or the tool cannot work with it.
+    """
+    tool = TOOLS[name]
+    parser = _Parser(prog=f"{shlex.join(program)} {name}", add_help=False, allow_abbrev=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--cfg", action="store_true")
+    parser.add_argument("arguments", nargs="*")
+    parsed = parser.parse_intermixed_args(arguments)
+    if parsed.help:
+        print(_help(name, tool, parser.prog))
+        return
+    overrides, texts = _split(tool, parsed.arguments)
+    cfg, _ = _compose(tool.config or name, overrides, texts)
+    if parsed.cfg:
+        print(OmegaConf.to_yaml(cfg), end="")
+        return
+    _log_to_stdout()
+    module = importlib.import_module(f"mnist_sweep.tools.{tool.module}")
+    module.run(cfg, overrides)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help shows the usage")
+
+
+def _split(
+    tool: Tool, arguments: Sequence[str]
+) -> tuple[list[str], dict[str, str | list[str] | None]]:
+    """Split arguments into overrides in Hydra's grammar and settings of plain text.
+
+    A setting whose type is text takes the argument as typed, so that names and paths may contain
+    quotes, commas and spaces. A list of text is separated by commas.
+    """
+    types = get_type_hints(tool.schema)
+    texts: dict[str, str | list[str] | None] = {}
+    overrides, files = [], []
+    for argument in arguments:
+        name, is_setting, value = argument.partition("=")
+        key = ALIASES.get(name, name)
+        if "files" in types and (not is_setting or Path(argument).exists()):
+            files.append(argument)
+        elif is_setting and types.get(key) in (str, str | None):
+            texts[key] = None if value == "null" and types[key] != str else value
+        elif is_setting and types.get(key) == list[str]:
+            names = value.removeprefix("[").removesuffix("]").split(",")
+            texts[key] = [each.strip() for each in names if each.strip()]
+        else:
+            overrides.append(argument)
+    if files:
+        texts["files"] = files
+    return overrides, texts
+
+
+def _compose(
+    name: str, overrides: list[str], texts: dict[str, str | list[str] | None]
+) -> tuple[DictConfig, DictConfig]:
+    """Return the configuration, and the choices of its config groups."""
+    try:
+        with initialize_config_dir(str(config.CONF_DIR)):
+            cfg = compose(name, overrides, return_hydra_config=True)
+        choices = cfg.hydra.runtime.choices
+        with open_dict(cfg):
+            del cfg["hydra"]
+        for key, value in texts.items():
+            cfg[key] = value
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(explain(error)) from error
+    return cfg, choices
+
+
+def _help(name: str, tool: Tool, program: str) -> str:
+    """Return usage, description and settings. A setting's line has its default and its comment."""
+    cfg, chosen = _compose(tool.config or name, [], {})
+    defaults = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(defaults, dict)
+    names = {key: alias for alias, key in ALIASES.items()}
+    lines = []
+    for key, each in tool.fields.items():
+        if key == "files":  # given without a key
+            continue
+        value, comment = defaults[key], each.metadata["comment"]
+        if isinstance(value, dict):  # a config group
+            choices = sorted(path.stem for path in (config.CONF_DIR / key).glob("*.yaml"))
+            comment += f": {', '.join(choices)}; {key}.* are its settings"
+            value = chosen[key]
+        value = value if isinstance(value, str) else json.dumps(value)
+        lines.append(f"  {names.get(key, key)}={value}")
+        lines.append(textwrap.indent(textwrap.fill(comment, 92), "      "))
+    return "\n".join(
+        [
+            f"usage: {program} {tool.usage}",
+            f"       {program} [--help | --cfg]",
+            "",
+            _doc(tool),
+            "",
+            "settings and their defaults (--cfg prints the whole configuration):",
+            *lines,
+        ]
+    )
+
+
+def _doc(tool: Tool) -> str:
+    summary, _, description = str(tool.schema.__doc__).partition("\n")
+    return summary + "\n" + textwrap.dedent(description).rstrip()
+
+
+def _log_to_stdout() -> None:
+    """Print messages of this package from INFO on, of libraries from WARNING on, as bare lines."""
+    logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.WARNING, force=True)
+    logging.getLogger("mnist_sweep").setLevel(logging.INFO)

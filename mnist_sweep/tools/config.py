@@ -1,75 +1,158 @@
-"""Settings of the tools."""
+"""Settings of the tools. Each class documents one tool: summary, description, settings."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from mnist_sweep.common.schema import schema
 from mnist_sweep.data.config import DataConfig
-from mnist_sweep.tracking.config import TrackingConfig
+from mnist_sweep.tracking.config import UI_PORT, TrackingConfig
+
+STORE = "${oc.env:MNIST_SWEEP_STORE,mlruns}"
+
+
+def setting(default: Any, comment: str) -> Any:
+    """Declare a setting with its default and the comment that `--help` shows."""
+    metadata = {"comment": comment}
+    if isinstance(default, list | type):  # a mutable default needs a factory
+        factory = default if isinstance(default, type) else default.copy
+        return field(default_factory=factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ModelToolConfig:
+    """Settings of every tool that loads a trained model."""
+
+    source: str | None = setting(  # on the command line: model=...
+        None,
+        "run id, models:/name@alias, models:/name/version, run directory or exported .pt2; "
+        "null: the champion, else the challenger, else the newest run",
+    )
+    allow_pickle: bool = setting(False, "load pickled models too, which can run any code")
+    seed: int = setting(0, "seed of the data's splits")
+    tracking: TrackingConfig = setting(TrackingConfig, "the MLflow store")
+    store: str = setting(STORE, "folder of all runs")
+
+
+@schema
+class PredictConfig(ModelToolConfig):
+    """Classify image files.
+
+    Prints one line for each file, as CSV or JSON. A folder stands for all images in it. The exit
+    code is 1 if a file cannot be read.
+    """
+
+    files: list[str] = setting([], "image files and folders")  # on the command line: without a key
+    format: Literal["csv", "json"] = setting("csv", "csv or json")
+    probabilities: bool = setting(False, "print the probabilities of all classes")
+
+
+@schema
+class EvaluateConfig(ModelToolConfig):
+    """Measure a trained model on test images.
+
+    Prints accuracy, loss, calibration error and the scores of each class, and records them in
+    MLflow. Uses the dataset that the model was trained on, unless data=... names another.
+    """
+
+    data: DataConfig = setting(DataConfig, "dataset whose test images are used")
+    robustness: bool = setting(
+        True, "also measure on shifted, rotated, noisy, blurred and inverted images"
+    )
+
+
+@schema
+class ExportConfig(ModelToolConfig):
+    """Export a trained model to a file.
+
+    Reads the file back and compares its logits with the model's. The exit code is 1 if they differ.
+    """
+
+    format: Literal["onnx", "pt2", "torchscript"] = setting("onnx", "onnx, pt2 or torchscript")
+    output: str | None = setting(
+        None, "path of the file; null: model.onnx, model.pt2 or model.pt in the current folder"
+    )
+    data: DataConfig = setting(DataConfig, "dataset whose images the comparison uses")
+
+
+@schema
+class PromoteConfig(ModelToolConfig):
+    """Make the challenger the champion if it is significantly better.
+
+    A sweep registers its best model as the challenger. This tool compares it with the champion on
+    the same test images, by McNemar's exact test.
+    """
+
+    data: DataConfig = setting(DataConfig, "dataset whose test images are used")
+    force: bool = setting(False, "promote the challenger even if it is not better")
 
 
 @schema
 class EnsembleConfig:
-    """Settings of `python -m mnist_sweep.ensemble`."""
+    """Combine the models of a sweep.
 
-    sweep: str | None = None  # the finished runs of this sweep
-    runs: list[str] = field(default_factory=list)  # or these, by id
-    rounds: int = 50  # of the greedy selection
-    model_name: str = "ensemble"  # of the registered model
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    store: str = "mlruns"
+    Selects models on the validation images, measures the ensemble on the test images, and registers
+    it as one model. Name either a sweep or at least two runs.
+    """
+
+    sweep: str | None = setting(None, "name of the sweep whose finished runs are combined")
+    runs: list[str] = setting([], "ids of the runs, separated by commas")
+    rounds: int = setting(50, "rounds of the greedy selection")
+    model_name: str = setting("ensemble", "name of the registered model")
+    tracking: TrackingConfig = setting(TrackingConfig, "the MLflow store")
+    store: str = setting(STORE, "folder of all runs")
+
+
+@schema
+class DemoConfig(ModelToolConfig):
+    """Serve a page to draw digits on.
+
+    The page shows what one or several models recognise. It runs until Ctrl-C.
+    """
+
+    models: list[str] = setting(
+        [], "show the best run of each of these model types in the last sweep, e.g. simple,vgg"
+    )
+    host: str = setting("127.0.0.1", "address to serve on")
+    port: int = setting(7860, "port to serve on, if it is free")
+    data: DataConfig = setting(DataConfig, "dataset whose test images the page offers")
 
 
 @schema
 class ReportConfig:
-    """Settings of `python -m mnist_sweep.report`."""
+    """Write the report of a sweep.
 
-    sweep: str = "latest"
-    storage: str | None = None  # as `sweep.storage`
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    store: str = "mlruns"
+    Every sweep writes its report when it ends. This tool writes it again, or while the sweep runs.
+    """
+
+    sweep: str = setting("latest", "name of the sweep; latest: the one that started last")
+    storage: str | None = setting(None, "URL of the sweep's database, as sweep.storage")
+    tracking: TrackingConfig = setting(TrackingConfig, "the MLflow store")
+    store: str = setting(STORE, "folder of all runs")
+
+
+@schema
+class UiConfig:
+    """Start MLflow's UI.
+
+    Prints links to all runs, to the last sweep and to its best runs. It runs until Ctrl-C.
+    """
+
+    port: int = setting(UI_PORT, "port to serve on, if it is free")
+    dashboard: bool = setting(False, "also start optuna-dashboard")
+    store: str = setting(STORE, "folder of all runs")
 
 
 @dataclass
-class UseConfig:
-    """What all tools that use a trained model are told."""
+class CheckDataConfig:
+    """Check a dataset before training.
 
-    # run id, models:/name@alias, directory of a run, .pt2; null: the champion, or the newest
-    source: str | None = None  # on the command line: model=...
-    allow_pickle: bool = False
-    seed: int = 0
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    store: str = "mlruns"
+    Prints the result of each check, and draws the class distribution and sample images. Takes the
+    same settings as a training run. The exit code is 1 if a check fails.
+    """
 
-
-@schema
-class PredictConfig(UseConfig):
-    format: Literal["csv", "json"] = "csv"
-    probabilities: bool = False  # of all classes, not only the best
-
-
-@schema
-class EvaluateConfig(UseConfig):
-    data: DataConfig = field(default_factory=DataConfig)
-    robustness: bool = True  # on shifted, rotated, noisy, blurred and inverted copies
-
-
-@schema
-class ExportConfig(UseConfig):
-    format: Literal["onnx", "pt2", "torchscript"] = "onnx"
-    output: str | None = None  # file; null: model.<format> where the command runs
-    data: DataConfig = field(default_factory=DataConfig)  # whose training images both are asked
-
-
-@schema
-class DemoConfig(UseConfig):
-    models: list[str] = field(default_factory=list)  # best runs of the last sweep, by model=
-    host: str = "127.0.0.1"
-    port: int = 7860
-    data: DataConfig = field(default_factory=DataConfig)  # for its test images
-
-
-@schema
-class PromoteConfig(UseConfig):
-    data: DataConfig = field(default_factory=DataConfig)
-    force: bool = False
+    # not a schema: conf/config.yaml defines these settings
+    data: DataConfig = setting(DataConfig, "dataset to check")
+    seed: int = setting(0, "seed of the data's splits and of the samples")
+    tracking: TrackingConfig = setting(TrackingConfig, "the MLflow store")
+    store: str = setting(STORE, "folder of all runs")

@@ -32,8 +32,7 @@ class RecordSweep(SweepCallback):
         if not config.tracking.enabled:
             return
         from mnist_sweep.sweep.results import COMPARE
-        from mnist_sweep.tracking import provenance, run
-        from mnist_sweep.tracking import queries as links
+        from mnist_sweep.tracking import links, provenance, run
 
         self.uri = run.store_uri(config.tracking.uri, config.store)
         self._prepare = partial(run.prepare, self.uri, config.store, config.tracking.experiment)

@@ -4,6 +4,8 @@ from typing import Literal
 
 from mnist_sweep.common.schema import schema
 
+UI_PORT = 5000  # default port of MLflow's UI, also in the links that a sweep prints
+
 
 @schema
 class TrackingConfig:

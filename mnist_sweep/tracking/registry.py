@@ -1,4 +1,4 @@
-"""MLflow's model registry: which trained model is in use, which one would take its place."""
+"""The model registry: the champion is the model in use, the challenger may replace it."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -9,16 +9,19 @@ from mlflow.exceptions import MlflowException
 
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.tracking.queries import Run
-from mnist_sweep.tracking.run import retried
+from mnist_sweep.tracking.retry import retried
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 
 
 def register(uri: str, name: str, run: Run, sweep: str) -> ModelVersion | None:
-    """The run's model as challenger, once; None where it logged no model or it was deleted.
+    """Register the run's model as the challenger, unless it is registered already.
+
+    Returns:
+        The version; None if the run logged no model or its model was deleted.
 
     Raises:
-        UserError: the registry refuses, e.g. the name.
+        UserError: the registry refuses, for example because of the name.
     """
     try:
         return _register(MlflowClient(uri), name, run, sweep)
@@ -61,6 +64,7 @@ def _create(
 
 
 def by_alias(uri: str, name: str, alias: str) -> ModelVersion | None:
+    """Return the version of a registered model that has this alias, if there is one."""
     try:
         return MlflowClient(uri).get_model_version_by_alias(name, alias)
     except MlflowException as error:
@@ -70,5 +74,6 @@ def by_alias(uri: str, name: str, alias: str) -> ModelVersion | None:
 
 
 def promote(uri: str, version: ModelVersion) -> None:
+    """Make this version the champion."""
     client = MlflowClient(uri)
     client.set_registered_model_alias(version.name, CHAMPION, version.version)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import tempfile
 import time
 import traceback
@@ -11,20 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# With MLflow's defaults a call to a server that went away hangs for 248 s.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
 import numpy as np
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as DatasetEntity
-from mlflow.entities import DatasetInput, Metric, Param, Run, RunTag
+from mlflow.entities import DatasetInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
@@ -36,17 +28,14 @@ from torch import nn
 from mnist_sweep.common import processes
 from mnist_sweep.common.errors import UserError, without_password
 from mnist_sweep.tracking import provenance
+from mnist_sweep.tracking.queries import find_runs, tag_is
+from mnist_sweep.tracking.retry import RETRY_FOR_S, retried
 from mnist_sweep.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
-for _name in ("alembic", "mlflow.store"):  # they log every migration of a new store
-    logging.getLogger(_name).setLevel(logging.WARNING)
 
-RETRY_FOR_S = 120  # how long to wait for a store that another process locks
 PROBE_TIMEOUT_S = 5
 PARAM_LIMIT = 6000  # characters of a parameter's value
-
-T = TypeVar("T")
 
 
 def store_uri(uri: str | None, store: str) -> str:
@@ -101,37 +90,10 @@ def _probe(uri: str) -> None:
 
 def close_dead_runs(client: MlflowClient, experiment_id: str) -> None:
     """Mark runs KILLED that a SIGKILL or a power cut left RUNNING on this machine."""
-    for run in runs(client, experiment_id, "attributes.status = 'RUNNING'"):
+    for run in find_runs(client, [experiment_id], "attributes.status = 'RUNNING'"):
         if processes.is_dead(run.data.tags):
             client.set_terminated(run.info.run_id, "KILLED")
             log.info("marked run %s KILLED: its process is dead", run.info.run_name)
-
-
-def runs(client: MlflowClient, experiment_id: str, query: str = "") -> Iterator[Run]:
-    """Yield all runs that match `query`, the newest first."""
-    token = None
-    while True:
-        page = client.search_runs([experiment_id], query, max_results=1000, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def retried(call: Callable[[], T]) -> T:
-    """Call, and repeat for RETRY_FOR_S seconds while the store is locked or its server is away."""
-    deadline = time.monotonic() + RETRY_FOR_S
-    while True:
-        try:
-            return call()
-        except MlflowException as error:
-            busy = error.error_code == "TEMPORARILY_UNAVAILABLE" or any(
-                text in str(error) for text in ("is locked", "failed with exception")
-            )
-            if not busy or time.monotonic() > deadline:
-                raise
-            log.warning("the MLflow store is busy or away, trying again")
-            time.sleep(1)
 
 
 class MlflowRun(Tracker):
@@ -294,9 +256,9 @@ def sweep_run(
 ) -> Iterator[MlflowRun]:
     """Open the summary run of a sweep. A sweep that resumes reopens its run."""
     client = MlflowClient(uri)
-    query = f"tags.kind = 'sweep' AND tags.sweep = '{sweep}'"
+    query = f"tags.kind = 'sweep' AND {tag_is('sweep', sweep)}"
     tags = {**processes.process_identity(), "kind": "sweep", "sweep": sweep, **tags}
-    existing = next(runs(client, experiment_id, query), None) or client.create_run(
+    existing = next(find_runs(client, [experiment_id], query), None) or client.create_run(
         experiment_id, tags=tags, run_name=f"sweep {sweep}"
     )
     run = MlflowRun(client, existing.info.run_id)

@@ -1,0 +1,48 @@
+"""Links to the pages of MLflow's UI."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from mnist_sweep.common.errors import without_password
+from mnist_sweep.tracking.config import UI_PORT
+from mnist_sweep.tracking.run import store_uri
+
+HOST = "127.0.0.1"
+EXPERIMENTS_PAGE = "/#/experiments"
+
+
+def runs_page(experiment_id: str, sweep: str | None = None) -> str:
+    """Return the path of the page with all runs, or the trials of `sweep`, next to their charts."""
+    page = f"{EXPERIMENTS_PAGE}/{experiment_id}/runs?workflowType=machine_learning"
+    page += "&compareRunsMode=CHART"
+    if sweep is None:
+        return page
+    # a trial that was interrupted has another run that replaces the killed one
+    query = f"tags.sweep = '{sweep}' AND tags.trial != '' AND attributes.status != 'KILLED'"
+    return f"{page}&searchFilter={quote(query)}"
+
+
+def comparison_page(experiment_id: str, run_ids: Sequence[str]) -> str:
+    """Return the path of the page that compares the parameters and the metrics of runs."""
+    runs, experiments = quote(json.dumps(list(run_ids))), quote(json.dumps([experiment_id]))
+    return f"/#/compare-runs?runs={runs}&experiments={experiments}"
+
+
+def ui_url(page: str, port: int = UI_PORT) -> str:
+    """Return the URL of a page in the UI that the tool `ui` serves."""
+    return f"http://{HOST}:{port}{page}"
+
+
+def comparison_link(uri: str, experiment_id: str, sweep: str, store: str) -> str:
+    """Return the URL of a sweep's runs, after the command that serves it unless a server does."""
+    page = runs_page(experiment_id, sweep)
+    if uri.startswith(("http://", "https://")):
+        return uri.rstrip("/") + page
+    if uri == store_uri(None, store):
+        command = ["python", "-m", "mnist_sweep", "ui", f"store={store}"]
+    else:
+        backend = ["--backend-store-uri", without_password(uri)]
+        command = ["mlflow", "ui", *backend, "--port", str(UI_PORT)]
+    return f"{shlex.join(command)}\n  and in a browser: {ui_url(page)}"
