@@ -1,17 +1,19 @@
-"""Each way through a batch leaves the gradients of a plain backward pass."""
+"""Every setting of a training step gives the gradients of a plain backward pass."""
 
 import copy
 import shutil
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mnist_sweep.config import TrainerConfig
+from mnist_sweep.data.dataset import Split
 from mnist_sweep.models import CNN
-from mnist_sweep.training.step import Backward
+from mnist_sweep.training.config import TrainerConfig
+from mnist_sweep.training.step import TrainingStep
 
 N = 50
 IMAGES = torch.randint(
@@ -26,14 +28,30 @@ def net(**changes: Any) -> CNN:
     return CNN(**{**sizes, "stages": [[4, 8], [8]], "head": [16], **changes})
 
 
-def backward(model: nn.Module, **settings: Any) -> Backward:
-    return Backward(
+def take_step(
+    model: nn.Module,
+    n: int = N,
+    scale: float = 1.0,
+    *,
+    images: torch.Tensor = IMAGES,
+    **settings: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Take one step on the first n images with a learning rate of 0, so the gradients stay."""
+    step = training_step(model, torch.optim.SGD(model.parameters(), lr=0.0), images, **settings)
+    return step(torch.arange(n), scale)
+
+
+def training_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, **settings: Any
+) -> TrainingStep:
+    return TrainingStep(
         model,
+        optimizer,
+        Split(images, LABELS, np.arange(N)),
         TrainerConfig(**settings),
         augment=None,
         autocast_dtype=None,
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        generator=torch.Generator().manual_seed(0),
+        seed=0,
     )
 
 
@@ -42,6 +60,7 @@ def gradients(model: nn.Module) -> list[torch.Tensor]:
 
 
 def check_gradients(ours: nn.Module, plain: nn.Module, loss: torch.Tensor) -> None:
+    """Compare the gradients of `ours` with those of `loss`, which `plain` computed."""
     loss.backward()
     for name, p in plain.named_parameters():
         torch.testing.assert_close(ours.get_parameter(name).grad, p.grad, msg=name)
@@ -50,48 +69,46 @@ def check_gradients(ours: nn.Module, plain: nn.Module, loss: torch.Tensor) -> No
 @pytest.mark.parametrize("size", [1, 2, 7, 25, 49, 50, 64])
 def test_micro_batches_add_up_to_the_batch(size: int) -> None:
     ours, plain = net(), net()
-    loss, n_right = backward(ours, micro_batch_size=size)(IMAGES, LABELS)
+    loss, n_correct = take_step(ours, micro_batch_size=size)
     logits = plain(IMAGES / 255)
     expected = F.cross_entropy(logits, LABELS)
     torch.testing.assert_close(loss, expected.detach())
-    assert n_right == (logits.argmax(1) == LABELS).sum()
+    assert n_correct == (logits.argmax(1) == LABELS).sum()
     check_gradients(ours, plain, expected)
 
 
-def test_no_micro_batch_is_one_image_which_has_no_variance_for_batch_norm() -> None:
+def test_micro_batches_have_two_images_for_the_variance_of_batch_norm() -> None:
     for n, size in ((50, 49), (33, 2), (3, 2), (3, 1)):
         model = net(stages=[], logits_batch_norm=True)
-        backward(model, micro_batch_size=size)(IMAGES[:n], LABELS[:n])
+        take_step(model, n, micro_batch_size=size)
         assert len(gradients(model)) == len(list(model.parameters()))
 
 
-def test_choosing_the_hardest_leaves_batch_norm_alone_and_two_images_at_least() -> None:
+def test_skip_easiest_updates_batch_norm_once_and_keeps_two_images() -> None:
     model = net(stages=[], logits_batch_norm=True)
-    backward(model, skip_easiest=0.9)(IMAGES[:3], LABELS[:3])
+    take_step(model, 3, skip_easiest=0.9)
     assert model[-1].num_batches_tracked == 1
     assert model.training
 
 
-def test_steps_in_micro_batches_are_those_in_batches() -> None:
+def test_steps_with_micro_batches_are_those_with_whole_batches() -> None:
     models = [net(), net()]
     for model, size in zip(models, (None, 16), strict=True):
-        step = backward(model, micro_batch_size=size)
         optimizer = torch.optim.Adam(model.parameters(), eps=1e-3)
+        step = training_step(model, optimizer, IMAGES, micro_batch_size=size)
         for _ in range(20):
-            optimizer.zero_grad()
-            step(IMAGES, LABELS)
-            optimizer.step()
+            step(torch.arange(N))
     for one, other in zip(*(m.parameters() for m in models), strict=True):
         assert torch.allclose(one, other, atol=1e-4)
 
 
-def test_the_easiest_are_left_out_of_the_gradient_and_not_of_the_loss() -> None:
+def test_skip_easiest_changes_the_gradient_and_not_the_loss() -> None:
     ours, plain = net(), net()
-    loss, n_right = backward(ours, skip_easiest=0.7)(IMAGES, LABELS)
+    loss, n_correct = take_step(ours, skip_easiest=0.7)
     logits = plain(IMAGES / 255)
     losses = F.cross_entropy(logits, LABELS, reduction="none")
     torch.testing.assert_close(loss, losses.mean().detach())
-    assert n_right == (logits.argmax(1) == LABELS).sum()
+    assert n_correct == (logits.argmax(1) == LABELS).sum()
     check_gradients(ours, plain, losses.sort().values[-15:].mean())
 
 
@@ -99,17 +116,17 @@ def test_smaller_images_train_a_net_with_linear_layers() -> None:
     model = net()
     sizes: list[torch.Size] = []
     model[0].register_forward_hook(lambda _module, _inputs, output: sizes.append(output.shape[2:]))
-    backward(model)(IMAGES, LABELS, 0.5)
+    take_step(model, scale=0.5)
     assert sizes == [(6, 6)]
     assert len(gradients(model)) == len(list(model.parameters()))
-    flat = torch.full_like(IMAGES, 90)  # has the same values at every size, but at its padded edges
-    alike = net(padding="valid", stages=[[4]], kernel_size=3)
-    small, whole = backward(copy.deepcopy(alike)), backward(copy.deepcopy(alike))
-    torch.testing.assert_close(small(flat, LABELS, 0.5)[0], whole(flat, LABELS)[0])
+    flat = torch.full_like(IMAGES, 90)  # the same values at every size, except at padded edges
+    model = net(padding="valid", stages=[[4]], kernel_size=3)
+    small, whole = (take_step(copy.deepcopy(model), N, s, images=flat)[0] for s in (0.5, 1.0))
+    torch.testing.assert_close(small, whole)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
-def test_compiled_leaves_the_same_gradients() -> None:
+def test_compile_gives_the_same_gradients() -> None:
     ours, plain = net(), net()
-    backward(ours, compile=True)(IMAGES, LABELS)
+    take_step(ours, compile=True)
     check_gradients(ours, plain, F.cross_entropy(plain(IMAGES / 255), LABELS))
