@@ -73,7 +73,7 @@ def test_interrupted_run_prints_the_command_that_resumes_it(store: Path) -> None
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in rest
-    assert "interrupted in epoch" in rest
+    assert "interrupted in epoch" in rest or "interrupted after epoch" in rest
     resume = rest.splitlines()[-1].strip()
     directory = next(ln for ln in lines if ln.startswith("run directory: ")).split(": ")[1].strip()
     expected = ("python -m mnist_sweep", *arguments, f"trainer.resume={directory}")

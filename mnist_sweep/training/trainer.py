@@ -195,6 +195,8 @@ class Trainer:
                     self.checkpoint.save()  # first: a tracker that fails must not cost the epoch
                     tracker.log_metrics(metrics, step=self.state.epoch)
                     self.state.pruned = trial.report(self.state.epoch, metrics)
+                    if self._signals.pending:
+                        log.info("interrupted after epoch %d", self.state.epoch)
                     self._signals.obey_pending()
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
@@ -279,6 +281,8 @@ class Trainer:
                     progress.seconds = before + time.monotonic() - started
                     if self._signals.pending:
                         self.checkpoint.save()
+                        epoch = self.state.epoch + 1
+                        log.info("interrupted in epoch %d after step %d", epoch, progress.step)
                         self._signals.obey_pending()
                     if self.device.type == "cpu":  # on a GPU the check would wait for the device
                         self._check_losses()
