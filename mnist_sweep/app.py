@@ -89,7 +89,7 @@ def main() -> None:
         _exit_on_error(task)
 
 
-def _check_mode(mode: RunMode, overrides: Sequence[str]) -> None:
+def _check_mode(mode: RunMode | None, overrides: Sequence[str]) -> None:
     """Raise UserError if a single run is given settings of a sweep, which would do nothing."""
     for override in overrides if mode is RunMode.RUN else ():
         if is_under(override.lstrip("+~").partition("=")[0], OWN_KEYS):

@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -10,6 +10,9 @@ from omegaconf import DictConfig
 from mnist_sweep import config as configuration
 from mnist_sweep.sweep import Sweep, SweepCallback
 from mnist_sweep.sweep.hydra_internals import job_error
+
+if TYPE_CHECKING:
+    import optuna
 
 
 class DiscardFailedStart(Callback):
@@ -50,3 +53,30 @@ class PrepareSweep(SweepCallback):
         replaced = ("data=", "data.val_size=")
         kept = [override for override in sweep.overrides if not override.startswith(replaced)]
         sweep.overrides = [*kept, f"data={used}"]
+
+
+class KeepBest(SweepCallback):
+    """Deletes the models and checkpoints of all but the best `sweep.top_k` trials at the end.
+
+    With several objectives it keeps those of the Pareto front.
+    """
+
+    def on_sweep_end(
+        self, sweep: Sweep, study: "optuna.Study", error: BaseException | None
+    ) -> None:
+        top_k, tracking = sweep.config.sweep.top_k, sweep.config.tracking
+        if error is not None or top_k is None:
+            return
+        from mnist_sweep.sweep.results import best_trials, trial_directories
+        from mnist_sweep.training import checkpoint
+
+        kept = {trial.number for trial in best_trials(study, top_k)}
+        for number, directory in trial_directories(study).items():
+            if number not in kept:
+                checkpoint.delete(directory)
+        if tracking.enabled:
+            from mnist_sweep.tracking.queries import delete_models_of_sweep
+            from mnist_sweep.tracking.run import store_uri
+
+            uri = store_uri(tracking.uri, sweep.config.store)
+            delete_models_of_sweep(uri, tracking.experiment, sweep.name, kept)

@@ -6,6 +6,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -91,6 +92,25 @@ class About:
         ]
         flag = ["-m"] if multirun else []
         return shlex.join([*self.program, *flag, *kept, *more])
+
+
+def best_trials(study: optuna.Study, n: int) -> list[FrozenTrial]:
+    """The best `n` trials, with several objectives those of the Pareto front.
+
+    The first trial of the best configuration is always one of them.
+    """
+    if len(study.directions) > 1:
+        best = study.best_trials
+    else:
+        complete = get_trials(study, TrialState.COMPLETE)
+        best = sorted(complete, key=lambda t: t.value or 0.0, reverse=maximizes(study))[:n]
+    return [*best, *(configuration.trials[0] for configuration in ranked(study)[:1])]
+
+
+def trial_directories(study: optuna.Study) -> dict[int, Path]:
+    """Each trial's directory by the trial's number."""
+    directories = {t.number: t.user_attrs.get(storage.DIRECTORY) for t in get_trials(study)}
+    return {number: Path(directory) for number, directory in directories.items() if directory}
 
 
 def leaderboard(study: optuna.Study) -> list[dict[str, str]]:

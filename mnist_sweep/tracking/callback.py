@@ -55,26 +55,21 @@ class RecordSweep(SweepCallback):
     def on_sweep_end(
         self, sweep: Sweep, study: "optuna.Study", error: BaseException | None
     ) -> None:
-        kept = None
-        if error is None and sweep.config.sweep.top_k is not None:
-            kept = _delete_checkpoints(study, sweep.config.sweep.top_k)
         if self._tracker is None:
             return
         try:
             if error is None:
-                self._finish(sweep, study, kept)
+                self._finish(sweep, study)
         finally:
             self._run.__exit__(type(error) if error else None, error, None)
             self._prepare()  # closes the runs of workers that were killed
 
-    def _finish(self, sweep: Sweep, study: "optuna.Study", kept: set[int] | None) -> None:
+    def _finish(self, sweep: Sweep, study: "optuna.Study") -> None:
         """Record the figures, register the best model, keep the report."""
         from optuna.trial import TrialState
 
         from mnist_sweep.sweep.study import count, get_trials
 
-        if kept is not None:
-            self._delete_models(sweep.name, kept)
         trials = get_trials(study)
         states = {s.name.lower(): float(count(trials, s)) for s in TrialState if s.is_finished()}
         metrics = {f"trials/{name}": n for name, n in states.items()}
@@ -101,14 +96,6 @@ class RecordSweep(SweepCallback):
         if version is not None:
             log.info("registered as %s version %s, the challenger", version.name, version.version)
 
-    def _delete_models(self, sweep: str, kept: set[int]) -> None:
-        from mnist_sweep.tracking import queries
-
-        client = self._tracker.client
-        for run in queries.trial_runs(client, self._tracker.run_id, sweep):
-            if int(run.data.tags["trial"]) not in kept:
-                queries.delete_models(client, run)
-
 
 def _warn_of_changed_code(before: dict[str, str], code: dict[str, str]) -> None:
     if before != code:
@@ -125,29 +112,3 @@ def _write_inputs(folder: Path, config: DictConfig, diff: str) -> None:
     settings = without_password(OmegaConf.to_yaml(config.sweep, resolve=True))
     (folder / "sweep.yaml").write_text(settings)
     (folder / "code.diff").write_text(diff)
-
-
-def _delete_checkpoints(study: "optuna.Study", top_k: int) -> set[int]:
-    """Delete the checkpoints of all but the best `top_k` trials; return the numbers of those kept.
-
-    With several objectives it keeps those of the Pareto front.
-    """
-    from optuna.trial import TrialState
-
-    from mnist_sweep.sweep import results
-    from mnist_sweep.sweep.study import DIRECTORY, get_trials
-
-    if len(study.directions) > 1:
-        best = study.best_trials
-    else:
-        complete = get_trials(study, TrialState.COMPLETE)
-        reverse = results.maximizes(study)
-        best = sorted(complete, key=lambda t: t.value or 0.0, reverse=reverse)[:top_k]
-    registered = results.ranked(study)[:1]  # by the mean over its seeds
-    kept = {trial.number for trial in [*best, *(c.trials[0] for c in registered)]}
-    for trial in get_trials(study):
-        directory = trial.user_attrs.get(DIRECTORY)
-        if directory and trial.number not in kept:
-            for checkpoint in Path(directory).glob("*.pt"):
-                checkpoint.unlink()
-    return kept

@@ -140,3 +140,9 @@ def _set_global_random_state(states: Mapping[str, Any], device: torch.device) ->
     torch.set_rng_state(states["torch"])
     if "cuda" in states and device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def delete(directory: Path) -> None:
+    """Delete the checkpoints of a run."""
+    for name in (LAST, BEST):
+        (directory / name).unlink(missing_ok=True)
