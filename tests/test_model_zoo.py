@@ -1,14 +1,15 @@
-"""Every architecture under conf/model, against layers, shapes and counts worked out by hand."""
+"""Every architecture under conf/model, compared with layers, shapes and counts worked out by hand."""
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from mnist_sweep import models
-from mnist_sweep.config import CONF_DIR, build
+from mnist_sweep.common.build import build
+from mnist_sweep.config import CONF_DIR
+from tests.helpers.configs import composed
 
-# Parameters of a 3x3 convolution a -> b with bias: 9ab + b; of a linear layer a -> b: ab + b; of a batch
-# norm of n channels: 2n. Spatial sizes in the comments.
+# A 3x3 convolution a -> b with bias has 9ab + b parameters, a linear layer a -> b has ab + b, and a batch
+# norm of n channels has 2n. The comments give the spatial sizes.
 ZOO = {
     # 28, 14, 7
     "simple": (
@@ -83,9 +84,7 @@ ZOO = {
 
 
 def net(*overrides, in_shape=(1, 28, 28), n_classes=10):
-    with initialize_config_dir(str(CONF_DIR)):
-        cfg = compose("config", list(overrides))
-    return build(cfg.model, in_shape=in_shape, n_classes=n_classes)
+    return build(composed(*overrides).model, in_shape=in_shape, n_classes=n_classes)
 
 
 def test_zoo_lists_every_file():
@@ -104,7 +103,7 @@ def test_zoo_layers_shapes_parameters(name):
 
 @pytest.mark.parametrize("name", ZOO)
 @pytest.mark.parametrize(("in_shape", "n_classes"), [((3, 32, 32), 10), ((1, 28, 28), 47)])
-def test_zoo_takes_every_data_shape(name, in_shape, n_classes):
+def test_zoo_accepts_every_data_shape(name, in_shape, n_classes):
     model = net(f"model={name}", in_shape=in_shape, n_classes=n_classes).eval()
     assert model(torch.rand(2, *in_shape)).shape == (2, n_classes)
 

@@ -1,15 +1,18 @@
+"""The networks: layers, sizes, and what is computed about them."""
+
 import pytest
 import torch
 import torchvision
-from test_config import composed
+from omegaconf import OmegaConf
 from torch import nn
 
 from mnist_sweep import models
 from mnist_sweep.common.build import build
 from mnist_sweep.common.errors import UserError
+from tests.helpers.configs import composed
 
 
-def built(name: str, *overrides: str) -> nn.Module:
+def build_net(name: str, *overrides: str) -> nn.Module:
     cfg = composed(f"model={name}", *overrides).model
     net: nn.Module = build(cfg, in_shape=(1, 28, 28), n_classes=10)
     return net
@@ -67,7 +70,7 @@ C, B, A, P = "Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d"
 def test_reference_model_has_its_layers_and_size(
     name: str, layers: list[str], n_parameters: int
 ) -> None:
-    net = built(name)
+    net = build_net(name)
     assert [type(layer).__name__ for layer in net.children()] == layers
     assert models.n_parameters(net) == n_parameters
     assert net(torch.rand(3, 1, 28, 28)).shape == (3, 10)
@@ -79,30 +82,52 @@ def test_cnn_takes_colour_and_other_sizes() -> None:
 
 
 def test_cnn_without_stages_is_an_mlp() -> None:
-    net = built("simple", "model.stages=[]", "model.head=[100]")
+    net = build_net("simple", "model.stages=[]", "model.head=[100]")
     assert models.n_parameters(net) == linear(784, 100) + linear(100, 10)
 
 
 def test_cnn_without_padding_shrinks() -> None:
-    net = built("simple", "model.padding=valid")  # 26, 13, 11, 5
+    net = build_net("simple", "model.padding=valid")  # 26, 13, 11, 5
     assert models.n_parameters(net) == (
         conv(1, 32) + conv(32, 64) + linear(64 * 5 * 5, 128) + linear(128, 10)
     )
 
 
-def test_cnn_says_when_no_pixel_is_left() -> None:
+def test_cnn_refuses_sizes_that_leave_no_pixel() -> None:
     with pytest.raises(UserError, match="leaves nothing of 28x28"):
-        built("simple", "model.stages=[[1],[1],[1],[1],[1]]")
+        build_net("simple", "model.stages=[[1],[1],[1],[1],[1]]")
 
 
-def test_classifier_normalises_pixels_itself() -> None:
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stage": [[1]]}, "unexpected keyword argument 'stage'"),
+        ({"padding": "full"}, "padding"),
+        ({"activation": "Relu"}, "did you mean 'ReLU'"),
+    ],
+)
+def test_cnn_of_a_wrong_configuration_is_a_user_error(
+    settings: dict[str, object], message: str
+) -> None:
+    node = OmegaConf.create({"_target_": "mnist_sweep.models.CNN", "stages": [[4]], **settings})
+    with pytest.raises(UserError, match=message):
+        build(node, in_shape=(1, 28, 28), n_classes=10)
+
+
+def test_cnn_builds_from_a_recorded_configuration() -> None:
+    recorded = OmegaConf.create(OmegaConf.to_yaml(composed("model=vgg").model))
+    net = build(recorded, in_shape=(1, 28, 28), n_classes=10)
+    assert repr(net) == repr(build_net("vgg"))
+
+
+def test_classifier_normalises_pixels() -> None:
     model = models.Classifier(nn.Identity(), mean=[0.25, 0.5], std=[0.5, 2.0])
     out = model(torch.full((1, 2, 1, 1), 0.75))
     assert out.flatten().tolist() == [1.0, 0.125]
 
 
-def test_summary_lists_each_layer_and_leaves_the_model_as_it_was() -> None:
-    model = models.Classifier(built("vgg"), [0.1], [0.3]).train()
+def test_summary_lists_each_layer_and_does_not_change_the_model() -> None:
+    model = models.Classifier(build_net("vgg"), [0.1], [0.3]).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     rows = models.summary(model, (1, 28, 28))
     assert rows[1] == ("Conv2d", "64x28x28", conv(1, 64))
@@ -112,17 +137,15 @@ def test_summary_lists_each_layer_and_leaves_the_model_as_it_was() -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize(("side", "does"), [(28, False), (64, True)])
-def test_batch_of_one_image_does_where_batch_norm_sees_several_pixels(
-    side: int, does: bool
-) -> None:
-    net = torchvision.models.resnet18()  # its last stages are of a 32nd of the side
-    assert models.learns_from_one(net, (3, side, side)) is does
-    assert net.training  # the model itself was left alone
+@pytest.mark.parametrize(("side", "is_enough"), [(28, False), (64, True)])
+def test_one_image_is_enough_if_batch_norm_sees_several_pixels(side: int, is_enough: bool) -> None:
+    net = torchvision.models.resnet18()  # its last stage has a 32nd of the side
+    assert models.can_train_on_one_image(net, (3, side, side)) is is_enough
+    assert net.training  # the model itself is unchanged
     assert net.bn1.num_batches_tracked == 0
 
 
-def test_summary_takes_layers_of_several_outputs() -> None:
+def test_summary_supports_layers_with_several_outputs() -> None:
     class Rows(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -228,7 +228,7 @@ class Trainer:
         self.checkpoint.restore(directory)
         if self.state.best_epoch:
             self.checkpoint.save_best(load_best(directory))
-        log.info("resuming %s after epoch %d", directory, self.state.epoch)
+        log.info("resuming after epoch %d of %s", self.state.epoch, directory)
 
     def _is_finished(self) -> bool:
         patience, limit = self.settings.early_stopping.patience, self.settings.max_minutes

@@ -141,7 +141,7 @@ def test_dead_trial_resumes_from_its_checkpoint(store: Path) -> None:
     assert retried.params == found[0].params
     assert retried.user_attrs["resume"] == str(first)
     log = (store / "outputs" / "r" / str(retried.number) / "run.log").read_text()
-    assert "going on after epoch" in log
+    assert "resuming after epoch" in log
     code, _ = engine.run(*arguments, "sweep.name=whole", store=store, module="mnist_sweep")
     assert code == 0
     whole = {str(t.params): t.value for t in trials(store, "whole")}

@@ -1,4 +1,4 @@
-"""What a run leaves behind, read by processes that know nothing of it."""
+"""The record of a run in MLflow, read by other processes."""
 
 import csv
 import socket
@@ -15,7 +15,6 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from test_config import composed
 
 from mnist_sweep.common import processes
 from mnist_sweep.common.errors import UserError
@@ -36,6 +35,7 @@ from tests.helpers.cli import (
     run_directory,
     succeed,
 )
+from tests.helpers.configs import composed
 
 
 class Finished(NamedTuple):
@@ -48,14 +48,14 @@ class Finished(NamedTuple):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     store = tmp_path_factory.mktemp("store")
-    private = "sweep.storage=postgresql://ann:secret@nowhere/db"
+    private = "tracking.register=http://ann:secret@nowhere/model"
     directory = succeed(*SMALL, "trainer.max_epochs=3", "seed=3", private, store=store)
     (run,) = recorded(store)
     artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
     return Finished(run, MlflowClient(f"sqlite:///{store}/mlflow.db"), artifacts, directory)
 
 
-def test_run_has_its_resolved_configuration(finished: Finished) -> None:
+def test_run_records_the_resolved_configuration(finished: Finished) -> None:
     params = finished.run.data.params
     assert params["seed"] == "3"
     assert params["data.split_seed"] == "3"  # resolved
@@ -65,14 +65,14 @@ def test_run_has_its_resolved_configuration(finished: Finished) -> None:
     assert "split_seed: 3" in saved
 
 
-def test_record_holds_no_password(finished: Finished) -> None:
-    masked = "postgresql://ann:***@nowhere/db"
-    assert finished.run.data.params["sweep.storage"] == masked
+def test_record_contains_no_password(finished: Finished) -> None:
+    masked = "http://ann:***@nowhere/model"
+    assert finished.run.data.params["tracking.register"] == masked
     assert masked in finished.run.data.tags["overrides"]
     assert masked in (finished.artifacts / "config.yaml").read_text()
 
 
-def test_run_has_every_metric_of_every_epoch(finished: Finished) -> None:
+def test_run_records_every_metric_of_every_epoch(finished: Finished) -> None:
     run_id = finished.run.info.run_id
     for name in (*EPOCH_METRICS, "lr", "epoch_s", "images_per_s"):
         history = finished.client.get_metric_history(run_id, name)
@@ -84,7 +84,7 @@ def test_run_has_every_metric_of_every_epoch(finished: Finished) -> None:
     assert {"test/loss", "test/accuracy", "best_epoch"} <= metrics.keys()
 
 
-def test_run_says_what_it_was_made_of(finished: Finished) -> None:
+def test_run_records_its_code_packages_and_device(finished: Finished) -> None:
     run = finished.run
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "simple"
@@ -96,7 +96,7 @@ def test_run_says_what_it_was_made_of(finished: Finished) -> None:
     assert Path(run.data.tags["directory"]) == finished.directory
 
 
-def test_run_names_the_data_really_used(finished: Finished) -> None:
+def test_run_records_the_data_that_it_used(finished: Finished) -> None:
     dataset = finished.run.inputs.dataset_inputs[0].dataset
     assert dataset.name == ("mnist" if HAS_MNIST else "mnist5k")
     sha256 = finished.run.data.tags["data.sha256"]
@@ -106,13 +106,13 @@ def test_run_names_the_data_really_used(finished: Finished) -> None:
 
 
 def test_predictions_agree_with_the_metrics_and_the_matrix(finished: Finished) -> None:
-    kept = np.load(finished.artifacts / "predictions.npz")
-    probabilities, labels = kept["test_probabilities"], kept["test_labels"]
+    predictions = np.load(finished.artifacts / "predictions.npz")
+    probabilities, labels = predictions["test_probabilities"], predictions["test_labels"]
     assert probabilities.sum(1) == pytest.approx(np.ones(len(labels)), abs=1e-5)
     metrics = finished.run.data.metrics
     correct = probabilities.argmax(1) == labels
     assert correct.mean() == pytest.approx(metrics["test/accuracy"], abs=1e-6)
-    val_correct = kept["val_probabilities"].argmax(1) == kept["val_labels"]
+    val_correct = predictions["val_probabilities"].argmax(1) == predictions["val_labels"]
     assert val_correct.mean() == pytest.approx(metrics["best/val/accuracy"], abs=1e-6)
     with (finished.artifacts / "confusion_matrix.csv").open() as file:
         header, *rows = csv.reader(file)
@@ -122,12 +122,12 @@ def test_predictions_agree_with_the_metrics_and_the_matrix(finished: Finished) -
     assert counts.sum(1).tolist() == np.bincount(labels).tolist()
 
 
-PICTURES = ("confusion_matrix", "learning_curves", "mistakes", "prediction", "predictions")
-PICTURES += ("per_class", "calibration", "first_layer")
+FIGURES = ("confusion_matrix", "learning_curves", "mistakes", "prediction", "predictions")
+FIGURES += ("per_class", "calibration", "first_layer")
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_figures_are_pictures(finished: Finished, name: str) -> None:
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_are_images(finished: Finished, name: str) -> None:
     content = (finished.artifacts / f"{name}.png").read_bytes()
     assert content.startswith(b"\x89PNG")
     width, height = (int.from_bytes(content[i : i + 4]) for i in (16, 20))
@@ -135,7 +135,7 @@ def test_figures_are_pictures(finished: Finished, name: str) -> None:
     assert height > 300
 
 
-STRANGER = """
+WITHOUT_OUR_PACKAGE = """
 import sys
 
 class Blocker:
@@ -160,7 +160,7 @@ def test_model_predicts_raw_pixels_without_our_package(finished: Finished, tmp_p
     np.save(tmp_path / "images.npy", test.images[:7].numpy().astype(np.float32) / 255)
     uri = finished.client.tracking_uri
     paths = [str(tmp_path / name) for name in ("images.npy", "logits.npy")]
-    arguments = [sys.executable, "-c", STRANGER, uri, finished.run.info.run_id, *paths]
+    arguments = [sys.executable, "-c", WITHOUT_OUR_PACKAGE, uri, finished.run.info.run_id, *paths]
     done = subprocess.run(
         arguments, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
     )
@@ -177,7 +177,7 @@ def test_same_seed_gives_the_same_run(finished: Finished, store: Path) -> None:
     assert all(bool((one[name] == two[name]).all()) for name in one)
 
 
-def test_tracking_none_leaves_checkpoint_and_log_alone(fresh: Path) -> None:
+def test_tracking_none_writes_only_checkpoints_and_the_log(fresh: Path) -> None:
     directory = succeed(*SMALL, "tracking=none", store=fresh)
     files = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
     hydra = {f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides")}
@@ -186,7 +186,7 @@ def test_tracking_none_leaves_checkpoint_and_log_alone(fresh: Path) -> None:
     assert everything == {directory / name for name in files}
 
 
-def test_diverged_run_is_failed_and_says_why(store: Path) -> None:
+def test_diverged_run_ends_failed_with_its_error(store: Path) -> None:
     done = cli(*SMALL, "optimizer=sgd", "optimizer.lr=1e10", store=store)
     assert done.returncode == 2
     assert "at step" in done.stderr
@@ -197,18 +197,18 @@ def test_diverged_run_is_failed_and_says_why(store: Path) -> None:
     assert "DivergedError" in (artifacts / "traceback.txt").read_text()
 
 
-def test_server_that_accepts_but_never_answers_is_given_up_in_time(store: Path) -> None:
+def test_server_that_never_answers_is_an_error_in_time(store: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
         started = time.monotonic()
         with pytest.raises(UserError, match=address):
             tracking.prepare(address, str(store), "mnist_sweep")
-    assert time.monotonic() - started < 10  # of the 15 s that a start may take
+    assert time.monotonic() - started < 10  # a start may take 15 s
 
 
 @pytest.mark.slow
-def test_server_is_used_without_other_changes(fresh: Path, tmp_path: Path) -> None:
-    """`tracking.uri` of a real server; nothing of MLflow's is written under `store`."""
+def test_run_is_recorded_on_a_server(fresh: Path, tmp_path: Path) -> None:
+    """With `tracking.uri` of a server, MLflow writes nothing under `store`."""
     with served(tmp_path, free_port(0)) as uri:
         directory = run_directory(cli(*SMALL, f"tracking.uri={uri}", store=fresh).stdout)
         client = MlflowClient(uri)
@@ -223,7 +223,7 @@ def test_server_is_used_without_other_changes(fresh: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_server_that_comes_back_finds_a_run_that_waited(store: Path, tmp_path: Path) -> None:
+def test_run_waits_for_a_server_that_comes_back(store: Path, tmp_path: Path) -> None:
     port = free_port(0)
     with served(tmp_path, port) as uri:
         arguments = (*SMALL, "trainer.max_epochs=3", "tracking.log_model=false")
@@ -254,7 +254,7 @@ def test_server_that_comes_back_finds_a_run_that_waited(store: Path, tmp_path: P
 
 @contextmanager
 def served(folder: Path, port: int) -> Iterator[str]:
-    """The address of an MLflow server over a database in `folder`, ended with the block."""
+    """Run an MLflow server with a database in `folder`; yield its address."""
     backend = ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
     backend += ["--artifacts-destination", str(folder / "served"), "--workers", "1"]
     listen = ["server", "--host", "127.0.0.1", "--port", str(port)]
@@ -285,7 +285,7 @@ def wait_for(uri: str) -> None:
     raise TimeoutError(uri)
 
 
-def begun(store: Path, tags: Mapping[str, str]) -> MlflowClient:
+def start_run(store: Path, tags: Mapping[str, str]) -> MlflowClient:
     uri = tracking.store_uri(None, str(store))
     experiment_id = tracking.prepare(uri, str(store), "mnist_sweep")
     client = MlflowClient(uri)
@@ -296,24 +296,24 @@ def begun(store: Path, tags: Mapping[str, str]) -> MlflowClient:
 @pytest.mark.parametrize(
     ("changes", "status"),
     [
-        ({}, "RUNNING"),  # this very process
+        ({}, "RUNNING"),  # this process
         ({"pid": "999999999"}, "KILLED"),
-        ({"process_started": "1.00"}, "KILLED"),  # the pid was given out again
+        ({"process_started": "1.00"}, "KILLED"),  # another process has the pid now
         # as earlier versions wrote it
         ({"process_started": f"{psutil.Process().create_time():.2f}"}, "RUNNING"),
         ({"boot_id": "an earlier one"}, "KILLED"),
-        ({"host": "another machine"}, "RUNNING"),  # nothing is known of it
+        ({"host": "another machine"}, "RUNNING"),  # its processes are unknown here
     ],
 )
 def test_runs_of_dead_processes_are_closed(
     changes: dict[str, str], status: str, store: Path
 ) -> None:
-    begun(store, {**processes.process_identity(), **changes})
+    start_run(store, {**processes.process_identity(), **changes})
     tracking.prepare(tracking.store_uri(None, str(store)), str(store), "mnist_sweep")
     assert recorded(store)[0].info.status == status
 
 
-def test_experiment_that_was_deleted_is_told_of(store: Path) -> None:
+def test_deleted_experiment_is_an_error(store: Path) -> None:
     uri = tracking.store_uri(None, str(store))
     experiment_id = tracking.prepare(uri, str(store), "mnist_sweep")
     assert tracking.prepare(uri, str(store), "mnist_sweep") == experiment_id
@@ -322,9 +322,9 @@ def test_experiment_that_was_deleted_is_told_of(store: Path) -> None:
         tracking.prepare(uri, str(store), "mnist_sweep")
 
 
-def test_prepare_by_two_processes_at_once_leaves_the_store_whole(fresh: Path) -> None:
+def test_two_processes_prepare_a_new_store_at_once(fresh: Path) -> None:
     code = (
-        "import sys; from mnist_sweep import tracking as t;"
+        "import sys; from mnist_sweep.tracking import run as t;"
         "print(t.prepare(t.store_uri(None, sys.argv[1]), sys.argv[1], 'mnist_sweep'))"
     )
     argv = [sys.executable, "-c", code, str(fresh)]
@@ -334,16 +334,16 @@ def test_prepare_by_two_processes_at_once_leaves_the_store_whole(fresh: Path) ->
     assert len(ids) == 1
 
 
-def test_git_state_knows_new_files_and_those_in_any_encoding(
+def test_git_state_includes_new_files_and_any_encoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "package"
-    package.mkdir()
+    (package / "tracking").mkdir(parents=True)
     (package / "old.py").write_text("")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *arguments], check=True)
-    monkeypatch.setattr(provenance, "__file__", str(package / "provenance.py"))
+    monkeypatch.setattr(provenance, "__file__", str(package / "tracking" / "provenance.py"))
     assert provenance.git_state.__wrapped__()[1] == ""
     (package / "old.py").write_bytes("# grün".encode("latin-1"))
     (package / "new.py").write_text("")

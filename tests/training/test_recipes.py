@@ -1,9 +1,9 @@
-"""The recipes under conf/experiment compose, are sound, and say how to run them."""
+"""The recipes under conf/experiment: each composes, is valid, and states its command."""
 
 import pytest
-from hydra import compose, initialize_config_dir
 
 from mnist_sweep.config import CONF_DIR, check
+from tests.helpers.configs import composed
 
 RECIPES = sorted((CONF_DIR / "experiment").glob("*.yaml"))
 SYSTEMS = {"tiny_vgg", "wide_fc", "simple", "deeper", "vgg", "filters", "compact", "mlp"}
@@ -15,9 +15,8 @@ def test_recipes_cover_every_system():
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipe_composes_and_says_its_command(path):
-    with initialize_config_dir(str(CONF_DIR)):
-        cfg = compose("config", [f"experiment={path.stem}"])
+def test_recipe_composes_and_states_its_command(path):
+    cfg = composed(f"experiment={path.stem}")
     check(cfg)
     header = path.read_text()
     assert header.startswith("# @package _global_\n")
@@ -26,10 +25,7 @@ def test_recipe_composes_and_says_its_command(path):
 
 
 @pytest.mark.parametrize("system", sorted(SYSTEMS))
-def test_tuned_recipe_takes_fewer_epochs_of_the_same_model(system):
-    with initialize_config_dir(str(CONF_DIR)):
-        published, tuned = (
-            compose("config", [f"experiment={name}"]) for name in (system, f"{system}_tuned")
-        )
+def test_tuned_recipe_trains_the_same_model_for_fewer_epochs(system):
+    published, tuned = composed(f"experiment={system}"), composed(f"experiment={system}_tuned")
     assert published.model == tuned.model
     assert 3 * tuned.trainer.max_epochs <= published.trainer.max_epochs
