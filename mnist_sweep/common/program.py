@@ -12,10 +12,11 @@ def program() -> list[str]:
     if spec is not None:
         return ["python", "-m", spec.name.removesuffix(".__main__")]
     script = sys.argv[0]
-    installed = shutil.which(os.path.basename(script))
-    if installed and os.path.exists(script) and os.path.samefile(installed, script):
-        return [os.path.basename(script)]
-    return ["python", script]
+    if script.endswith(".py"):
+        return ["python", script]
+    name = os.path.basename(script)
+    installed = shutil.which(name)  # on the PATH, the name is enough
+    return [name if installed and os.path.realpath(installed) == os.path.realpath(script) else script]
 
 
 def command_line(*changes: str) -> str:
