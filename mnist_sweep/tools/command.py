@@ -106,7 +106,7 @@ def _split(
         if "files" in types and (not is_setting or Path(argument).exists()):
             files.append(argument)
         elif is_setting and types.get(key) in (str, str | None):
-            texts[key] = None if value == "null" and types[key] != str else value
+            texts[key] = None if value == "null" and types[key] is not str else value
         elif is_setting and types.get(key) == list[str]:
             names = value.removeprefix("[").removesuffix("]").split(",")
             texts[key] = [each.strip() for each in names if each.strip()]

@@ -1,4 +1,5 @@
 """Settings of the tools. Each class documents one tool: summary, description, settings."""
+# ruff: noqa: RUF009  (`setting` returns a dataclasses.field)
 
 from dataclasses import dataclass, field
 from typing import Any, Literal

@@ -1,7 +1,4 @@
-"""Votes of trained models: `python -m mnist_sweep.ensemble sweep=<name>` or `runs=[<id>,<id>]`.
-
-Predictions are chosen on the validation images, which they must share; the test set only judges.
-"""
+"""Combines the models of a sweep: selects on the validation images, measures on the test images."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from hydra.core.hydra_config import HydraConfig
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_sweep import app, models
+from mnist_sweep import models
 from mnist_sweep.analysis import figures, metrics
 from mnist_sweep.analysis.predictions import (
     Predictions,
@@ -23,104 +19,181 @@ from mnist_sweep.analysis.predictions import (
     load_data,
     load_predictions,
 )
-from mnist_sweep.common import console
-from mnist_sweep.common import signals as interrupt
+from mnist_sweep.common import console, signals
 from mnist_sweep.common.configs import flatten
 from mnist_sweep.common.errors import UserError, without_password
 from mnist_sweep.data.dataset import Dataset, to_float
-from mnist_sweep.tools.trained_model import from_mlflow
-from mnist_sweep.tracking import queries as recorded
-from mnist_sweep.tracking import run as tracking
+from mnist_sweep.tools.output import make_output_directory
+from mnist_sweep.tools.trained_model import load_from_mlflow
+from mnist_sweep.tracking import queries
+from mnist_sweep.tracking.run import prepare, start_run, store_uri
 
-log = logging.getLogger("mnist_sweep.ensemble")  # not __main__, of which Hydra shows nothing
+log = logging.getLogger(__name__)
 
-CONFUSIONS = 5  # that are printed; the file has all
+N_CONFUSIONS = 5  # to print; confusions.csv has all
 
-
-Way = Callable[[NDArray[np.float32]], NDArray[np.int64]]  # [M, N, n_classes] -> [N]
+Combine = Callable[[NDArray[np.float32]], NDArray[np.int64]]  # [M, N, n_classes] -> classes [N]
 
 
 @dataclass(frozen=True)
 class Vote:
+    """The result of one way to combine the models."""
+
     name: str
-    predicted: NDArray[np.int64]  # [N] of the test images
+    predicted: NDArray[np.int64]  # [N] for the test images
     test_accuracy: float
-    val_accuracy: float | None
+    val_accuracy: float | None  # None if the models share no validation images
 
 
-def load_members(uri: str, experiment_id: str, cfg: DictConfig) -> Predictions:
-    """Raises UserError where there are fewer than two."""
+def run(cfg: DictConfig, _overrides: Sequence[str]) -> None:
+    """Combine the models that `cfg.sweep` or `cfg.runs` names, and record and register the result."""
+    if cfg.rounds < 1:
+        raise UserError(f"rounds={cfg.rounds}: expected at least 1")
+    uri = store_uri(cfg.tracking.uri, cfg.store)
+    experiment_id = prepare(uri, cfg.store, cfg.tracking.experiment)
+    predictions = load(uri, experiment_id, cfg)
+    weights = select(predictions, cfg.rounds)
+    votes = vote(predictions, weights)
+    scores = summary(predictions, votes)
+    table = as_table(predictions, weights, votes, scores)
+    log.info(table)
+    data = load_data(uri, predictions)
+    n_classes = predictions.test.shape[2]
+    classes = data.classes if data is not None else tuple(map(str, range(n_classes)))
+    _log_errors(predictions, classes)
+    write = partial(
+        _write, predictions=predictions, votes=votes, table=table, classes=classes, data=data
+    )
+    directory = make_output_directory(cfg.store)
+    write(directory)
+    log.info("tables and figures: %s", directory)
+    if cfg.tracking.enabled:
+        _record(
+            cfg, predictions=predictions, weights=weights, scores=scores, data=data, write=write
+        )
+
+
+def _record(
+    cfg: DictConfig,
+    *,
+    predictions: Predictions,
+    weights: NDArray[np.int64],
+    scores: Mapping[str, float],
+    data: Dataset | None,
+    write: Callable[[Path], None],
+) -> None:
+    """Record the ensemble as a run, and register its model unless a part of it is missing."""
+    uri = store_uri(cfg.tracking.uri, cfg.store)
+    experiment_id = prepare(uri, cfg.store, cfg.tracking.experiment)
+    pairs = zip(predictions.run_ids, weights, strict=True)
+    selected = {run_id: int(weight) for run_id, weight in pairs if weight}
+    tags = {"kind": "ensemble", "members": " ".join(f"{k}*{w}" for k, w in selected.items())}
+    if data is not None:
+        tags |= {"data": data.name, "data.sha256": data.digest}
+    mixture = mix(uri, selected) if cfg.tracking.log_model and data is not None else None
+    name = cfg.tracking.run_name or f"ensemble {cfg.sweep or ''}".strip()
+    with (
+        signals.obeyed(),
+        start_run(uri, experiment_id, name=name, tags=tags, params=flatten(cfg)) as tracker,
+    ):
+        tracker.log_metrics(scores, step=0)
+        tracker.log_artifacts(write)
+        # the tools read from it which dataset the models were trained on
+        settings = queries.config_of(uri, predictions.run_ids[0])
+        tracker.log_artifacts(lambda folder: OmegaConf.save(settings, folder / "config.yaml"))
+        if mixture is not None and data is not None:
+            example = to_float(data.test.images[:2]).numpy()
+            tracker.log_model(mixture, example, data.classes, registered_name=cfg.model_name)
+            log.info("registered as model %s", cfg.model_name)
+
+
+def load(uri: str, experiment_id: str, cfg: DictConfig) -> Predictions:
+    """Load the predictions of the runs that `cfg` names. Raises UserError if there are fewer than 2."""
     if (cfg.sweep is None) == (not cfg.runs):
-        raise UserError("expected either sweep=<name> or runs=[<run id>,<run id>]")
-    runs = recorded.finished_runs(uri, experiment_id, sweep=cfg.sweep, ids=list(cfg.runs))
+        raise UserError("expected either sweep=<name> or runs=<run id>,<run id>")
+    if cfg.sweep is None:
+        runs = queries.runs_by_id(uri, list(cfg.runs))
+    else:
+        runs = queries.trained_runs(uri, experiment_id, cfg.sweep)
     if len(runs) < 2:
+        source = f"runs={','.join(cfg.runs)}" if cfg.sweep is None else f"sweep={cfg.sweep}"
         raise UserError(
-            f"{len(runs)} finished runs of sweep={cfg.sweep} in {without_password(uri)}: "
-            "expected at least 2"
+            f"{source} names {len(runs)} finished runs in {without_password(uri)}: expected at least 2"
         )
     return load_predictions(uri, runs)
 
 
-def select(members: Predictions, rounds: int) -> NDArray[np.int64]:
-    """[M] weights: greedy on validation, or all alike where the models share no validation images."""
-    if members.val is None:
+def select(predictions: Predictions, rounds: int) -> NDArray[np.int64]:
+    """Select models greedily on the validation images.
+
+    Returns:
+        The models' weights [M]; all 1 if the models share no validation images.
+    """
+    if predictions.val is None:
         log.warning(
-            "no selection: the runs held out different validation images; give them one split, "
-            "data.split_seed=0, when their seeds differ"
+            "no selection: the runs have different validation images; runs with different seeds "
+            "share them with data.split_seed=0"
         )
-        return np.ones(len(members.names), dtype=np.int64)
-    return metrics.greedy_selection(members.val, members.val_labels, rounds)
+        return np.ones(len(predictions.names), dtype=np.int64)
+    return metrics.greedy_selection(predictions.val, predictions.val_labels, rounds)
 
 
-def vote(members: Predictions, weights: NDArray[np.int64]) -> list[Vote]:
-    def mean(weights: NDArray[np.int64]) -> Way:
+def vote(predictions: Predictions, weights: NDArray[np.int64]) -> list[Vote]:
+    """Combine the models in three ways. The last one uses the weights of `select`."""
+
+    def mean(weights: NDArray[np.int64]) -> Combine:
         return lambda probabilities: np.average(probabilities, 0, weights=weights).argmax(1)
 
-    ways: dict[str, Way] = {
+    ways: dict[str, Combine] = {
         "majority of all": metrics.majority_vote,
         "mean of all": mean(np.ones_like(weights)),
         "greedy selection": mean(weights),
     }
     votes = []
-    for name, way in ways.items():
-        predicted = way(members.test)
-        test = float((predicted == members.test_labels).mean())
+    for name, combine in ways.items():
+        predicted = combine(predictions.test)
+        test = float((predicted == predictions.test_labels).mean())
         val = None
-        if members.val is not None:
-            val = float((way(members.val) == members.val_labels).mean())
+        if predictions.val is not None:
+            val = float((combine(predictions.val) == predictions.val_labels).mean())
         votes.append(Vote(name, predicted, test, val))
     return votes
 
 
-def summary(members: Predictions, votes: Sequence[Vote]) -> dict[str, float]:
-    """Accuracies by name; the gain is that of the selection over the model that is best on validation."""
-    test_accuracy = [metrics.accuracy(p, members.test_labels) for p in members.test]
-    single = test_accuracy[members.best]
-    found = {
-        "n_members": float(len(members.names)),
-        "best_single/val/accuracy": float(members.val_accuracy[members.best]),
+def summary(predictions: Predictions, votes: Sequence[Vote]) -> dict[str, float]:
+    """Return the metrics to record.
+
+    `gain` is the test accuracy of the greedy selection minus that of the best single model, which is
+    the best on the validation images.
+    """
+    best = predictions.best
+    single = metrics.accuracy(predictions.test[best], predictions.test_labels)
+    scores = {
+        "n_members": float(len(predictions.names)),
+        "best_single/val/accuracy": float(predictions.val_accuracy[best]),
         "best_single/test/accuracy": single,
     }
     for each in votes:
         key = each.name.split()[0]
-        found[f"{key}/test/accuracy"] = each.test_accuracy
+        scores[f"{key}/test/accuracy"] = each.test_accuracy
         if each.val_accuracy is not None:
-            found[f"{key}/val/accuracy"] = each.val_accuracy
-    return found | {"gain": found["greedy/test/accuracy"] - single}
+            scores[f"{key}/val/accuracy"] = each.val_accuracy
+    return scores | {"gain": scores["greedy/test/accuracy"] - single}
 
 
 def as_table(
-    members: Predictions,
+    predictions: Predictions,
     weights: NDArray[np.int64],
     votes: Sequence[Vote],
-    result: Mapping[str, float],
+    scores: Mapping[str, float],
 ) -> str:
+    """Return the table with a row for each model and each way to combine them."""
     rows = []
-    single = result["best_single/test/accuracy"]
-    for i, name in enumerate(members.names):
-        test = metrics.accuracy(members.test[i], members.test_labels)
-        best = "best single" if i == members.best else ""
-        val = f"{100 * members.val_accuracy[i]:.2f}"
+    single = scores["best_single/test/accuracy"]
+    for i, name in enumerate(predictions.names):
+        test = metrics.accuracy(predictions.test[i], predictions.test_labels)
+        best = "best single" if i == predictions.best else ""
+        val = f"{100 * predictions.val_accuracy[i]:.2f}"
         rows.append((name, str(weights[i]), val, f"{100 * test:.2f}", best))
     for each in votes:
         test = each.test_accuracy
@@ -129,124 +202,73 @@ def as_table(
     return console.table(("", "weight", "validation %", "test %", "gain"), rows)
 
 
-def write(
+def confusions(predictions: Predictions) -> list[tuple[int, int, int]]:
+    """Return (true, predicted, count) over all models, the most frequent first."""
+    n_classes, labels = predictions.test.shape[2], predictions.test_labels
+    matrices = [metrics.confusion_matrix(p.argmax(1), labels, n_classes) for p in predictions.test]
+    return metrics.ranked_confusions(np.sum(matrices, axis=0))
+
+
+def mix(uri: str, weights: Mapping[str, int]) -> models.Mixture | None:
+    """Build one model from {run id: weight}; log a warning and return None if a model is deleted."""
+    try:
+        members = [load_from_mlflow(uri, run_id).model for run_id in weights]
+    except UserError as error:
+        log.warning("WARNING: the ensemble is not registered as a model: %s", error)
+        return None
+    return models.Mixture(members, list(weights.values()))
+
+
+def _log_errors(predictions: Predictions, classes: Sequence[str]) -> None:
+    wrong = metrics.errors(predictions.test, predictions.test_labels)
+    n_models, n_images = wrong.shape
+    histogram = np.bincount(wrong.sum(0), minlength=n_models + 1)
+    log.info(
+        "of %s test images, at least one model errs on %d, all %d models on %d",
+        f"{n_images:,}",
+        n_images - histogram[0],
+        n_models,
+        histogram[n_models],
+    )
+    most = [
+        f"{classes[true]} as {classes[predicted]} ({count})"
+        for true, predicted, count in confusions(predictions)[:N_CONFUSIONS]
+    ]
+    log.info("most frequent confusions, all models: %s", ", ".join(most))
+
+
+def _write(
     folder: Path,
     *,
-    members: Predictions,
+    predictions: Predictions,
     votes: Sequence[Vote],
     table: str,
     classes: Sequence[str],
     data: Dataset | None,
 ) -> None:
-    """The table, who errs where, how the errors overlap, and what is confused with what."""
-    wrong = metrics.errors(members.test, members.test_labels)
+    """Write the table, the errors of each model, their overlap and the confusions."""
+    wrong = metrics.errors(predictions.test, predictions.test_labels)
     (folder / "ensemble.txt").write_text(table + "\n")
-    predicted = members.test.argmax(2)
+    predicted = predictions.test.argmax(2)
     rows = [
         (
             i,
-            classes[members.test_labels[i]],
+            classes[predictions.test_labels[i]],
             wrong[:, i].sum(),
             *(classes[k] for k in predicted[:, i]),
         )
         for i in np.flatnonzero(wrong.any(0))
     ]
-    columns = ["test image", "true", "models wrong", *members.names]
+    columns = ["test image", "true", "models wrong", *predictions.names]
     pd.DataFrame(rows, columns=columns).to_csv(folder / "errors.csv", index=False)
-    pairs = [(classes[t], classes[p], count) for t, p, count in confusions(members)]
+    pairs = [(classes[t], classes[p], count) for t, p, count in confusions(predictions)]
     columns = ["true", "predicted", "times, all models"]
     pd.DataFrame(pairs, columns=columns).to_csv(folder / "confusions.csv", index=False)
     title = "Test images that two models both get wrong"
-    figure = figures.error_overlap(metrics.overlap(wrong), members.names, title)
+    figure = figures.error_overlap(metrics.overlap(wrong), predictions.names, title)
     figure.savefig(folder / "error_overlap.png")
-    matrix = metrics.confusion_matrix(votes[-1].predicted, members.test_labels, len(classes))
+    matrix = metrics.confusion_matrix(votes[-1].predicted, predictions.test_labels, len(classes))
     title = figures.confusion_title(matrix, votes[-1].name)
     figures.confusion_matrix(matrix, classes, title).savefig(folder / "confusion_matrix.png")
     if data is not None:
-        draw_hardest_images(members, data).savefig(folder / "hardest_images.png")
-
-
-def confusions(members: Predictions) -> list[tuple[int, int, int]]:
-    """(true, predicted, count), counted over all models."""
-    n = members.test.shape[2]
-    matrices = [metrics.confusion_matrix(p.argmax(1), members.test_labels, n) for p in members.test]
-    return metrics.ranked_confusions(np.sum(matrices, axis=0))
-
-
-def report(members: Predictions, classes: Sequence[str]) -> None:
-    wrong = metrics.errors(members.test, members.test_labels)
-    n_models, n_images = wrong.shape
-    histogram = np.bincount(wrong.sum(0), minlength=n_models + 1)
-    log.info(
-        "of %s test images %d are wrong for one model or more, %d for all %d",
-        f"{n_images:,}",
-        n_images - histogram[0],
-        histogram[n_models],
-        n_models,
-    )
-    most = [f"{classes[t]} as {classes[p]} ({n})" for t, p, n in confusions(members)[:CONFUSIONS]]
-    log.info("most frequent confusions, all models: %s", ", ".join(most))
-
-
-def combine(cfg: DictConfig) -> None:
-    if cfg.rounds < 1:
-        raise UserError(f"rounds={cfg.rounds}: expected at least 1")
-    uri = tracking.store_uri(cfg.tracking.uri, cfg.store)
-    experiment_id = tracking.prepare(uri, cfg.store, cfg.tracking.experiment)
-    members = load_members(uri, experiment_id, cfg)
-    weights = select(members, cfg.rounds)
-    votes = vote(members, weights)
-    result = summary(members, votes)
-    table = as_table(members, weights, votes, result)
-    log.info(table)
-    data = load_data(uri, members)
-    classes = data.classes if data else tuple(map(str, range(members.test.shape[2])))
-    report(members, classes)
-    directory = Path(HydraConfig.get().runtime.output_dir)
-    produce = partial(write, members=members, votes=votes, table=table, classes=classes, data=data)
-    produce(directory)
-    log.info("tables and pictures: %s", directory)
-    if not cfg.tracking.enabled:
-        return
-    name = cfg.tracking.run_name or f"ensemble {cfg.sweep or ''}".strip()
-    chosen = {
-        run_id: int(weight)
-        for run_id, weight in zip(members.run_ids, weights, strict=True)
-        if weight
-    }
-    tags = {"kind": "ensemble", "members": " ".join(f"{k}*{w}" for k, w in chosen.items())}
-    if data is not None:
-        tags |= {"data": data.name, "data.sha256": data.digest}
-    mixture = mix(uri, chosen) if cfg.tracking.log_model and data is not None else None
-    with (
-        interrupt.obeyed(),
-        tracking.start_run(
-            uri, experiment_id, name=name, tags=tags, params=flatten(cfg)
-        ) as tracker,
-    ):
-        tracker.log_metrics(result, step=0)
-        tracker.log_artifacts(produce)
-        settings = recorded.config_of(uri, members.run_ids[0])  # for the data that it is of
-        tracker.log_artifacts(lambda folder: OmegaConf.save(settings, folder / "config.yaml"))
-        if mixture is not None and data is not None:
-            example = to_float(data.test.images[:2]).numpy()
-            tracker.log_model(mixture, example, data.classes, registered_name=cfg.model_name)
-            log.info("registered as model %s", cfg.model_name)
-
-
-def mix(uri: str, chosen: Mapping[str, int]) -> models.Mixture | None:
-    """One model of the runs and their weights; None where one of them has no model any more."""
-    try:
-        members = [from_mlflow(uri, run_id).model for run_id in chosen]
-    except UserError as error:
-        log.warning("WARNING: no model of the ensemble is registered: %s", error)
-        return None
-    return models.Mixture(members, list(chosen.values()))
-
-
-def main() -> None:
-    app.tool("ensemble", combine)
-
-
-if __name__ == "__main__":
-    main()
+        draw_hardest_images(predictions, data).savefig(folder / "hardest_images.png")

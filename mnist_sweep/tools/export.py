@@ -1,10 +1,10 @@
-"""A trained model as a file: `python -m mnist_sweep.export [model=...] format=onnx|pt2|torchscript`."""
+"""Exports a trained model to ONNX, .pt2 or TorchScript, and checks the file."""
 
 import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,97 +13,98 @@ import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from mnist_sweep import app
 from mnist_sweep.common import console
 from mnist_sweep.common.errors import UserError
-from mnist_sweep.tools.promote import median_ms
-from mnist_sweep.tools.trained_model import ABOUT, Loaded, check_fits, data_of, load
+from mnist_sweep.tools.timing import median_ms
+from mnist_sweep.tools.trained_model import ABOUT, TrainedModel, load_data_for, load_model
 
-log = logging.getLogger("mnist_sweep.export")  # not __main__, of which Hydra shows nothing
+log = logging.getLogger(__name__)
 
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "torchscript": ".pt"}
-N_IMAGES, TOLERANCE = 1000, 1e-4  # asked both ways, and by how much the logits may differ
+N_IMAGES = 1000  # to compare the file and the model on
+TOLERANCE = 1e-4  # largest difference of a logit
 
-Ask = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # pixels [N, C, H, W] -> logits
+Predict = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # pixels [N, C, H, W] -> logits
 
 
-def export(cfg: DictConfig) -> None:
-    """Write the file, read it back, and ask it and the model the same; exit 1 where they differ."""
+def run(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Export the model, read the file back and compare the logits; exit with code 1 if they differ."""
     if cfg.format == "onnx" and not (find_spec("onnxscript") and find_spec("onnxruntime")):
         raise UserError("format=onnx needs the extra [onnx]: pip install 'mnist-sweep[onnx]'")
-    model = load(cfg)
-    data = data_of(cfg, model)
-    check_fits(model, data)
+    model = load_model(cfg)
+    data = load_data_for(model, cfg, overrides)
     path = Path(cfg.output or f"model{SUFFIXES[cfg.format]}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    export = {"onnx": export_onnx, "pt2": export_pt2, "torchscript": export_torchscript}[cfg.format]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's exporters, about themselves
-        ask = {"onnx": onnx, "pt2": pt2, "torchscript": torchscript}[cfg.format](model, path)
+        warnings.simplefilter("ignore")  # torch's exporters warn about their own code
+        exported = export(model, path)
+    original = _on_numpy(model.model)
     images = data.train.images[:N_IMAGES].numpy().astype(np.float32) / np.float32(255)
-    original = _asked(model.model)
-    difference = float(np.abs(original(images) - ask(images)).max())
-    rows = []
-    sizes = {"model": model.n_bytes, str(path): path.stat().st_size}
-    for (name, n_bytes), answer in zip(sizes.items(), (original, ask), strict=True):
-        times = [f"{median_ms(answer, images[:n]):.2f}" for n in (1, 100)]
-        rows.append((name, f"{n_bytes / 1e6:.2f}", *times))
+    rows = [
+        _row("model", original, model.n_bytes, images),
+        _row(str(path), exported, path.stat().st_size, images),
+    ]
     log.info(console.table(("", "MB", "ms, 1 image", "ms, 100 images"), rows))
+    difference = float(np.abs(original(images) - exported(images)).max())
     log.info("logits of %d images differ by at most %.1e", len(images), difference)
     if not difference <= TOLERANCE:
-        log.error("that is more than %.0e: do not use %s", TOLERANCE, path)
+        log.error("more than %.0e: do not use %s", TOLERANCE, path)
         sys.exit(1)
 
 
-def exported(model: Loaded) -> torch.export.ExportedProgram:
-    """With any number of images in a batch."""
-    batch = {0: torch.export.Dim("batch")}
-    return torch.export.export(model.model, (_example(model),), dynamic_shapes=(batch,))
-
-
-def pt2(model: Loaded, path: Path) -> Ask:
+def export_pt2(model: TrainedModel, path: Path) -> Predict:
+    """Write a .pt2 of torch.export, which the tools load as model=<path>."""
     about = {"classes": model.classes, "shape": model.shape}
-    torch.export.save(exported(model), path, extra_files={ABOUT: json.dumps(about)})
-    return _asked(torch.export.load(path).module())
+    torch.export.save(_program(model), path, extra_files={ABOUT: json.dumps(about)})
+    return _on_numpy(torch.export.load(path).module())
 
 
-def onnx(model: Loaded, path: Path) -> Ask:
+def export_onnx(model: TrainedModel, path: Path) -> Predict:
+    """Write an ONNX file with the input `images` and the output `logits`."""
     from onnxruntime import InferenceSession
 
     torch.onnx.export(
-        exported(model), (), str(path), input_names=["images"], output_names=["logits"],
+        _program(model), (), str(path), input_names=["images"], output_names=["logits"],
         dynamo=True, external_data=False, verbose=False,
     )  # fmt: skip
     session = InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
-    def ask(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = session.run(None, {"images": pixels})[0]
-        return found
+    def predict(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = session.run(None, {"images": pixels})[0]
+        return logits
 
-    return ask
+    return predict
 
 
-def torchscript(model: Loaded, path: Path) -> Ask:
+def export_torchscript(model: TrainedModel, path: Path) -> Predict:
+    """Write a TorchScript file, by tracing."""
     torch.jit.save(torch.jit.trace(model.model, _example(model)), str(path))
-    return _asked(torch.jit.load(str(path)))
+    return _on_numpy(torch.jit.load(str(path)))
 
 
-def _asked(module: torch.nn.Module) -> Ask:
-    def ask(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+def _program(model: TrainedModel) -> torch.export.ExportedProgram:
+    """Export the model for any number of images in a batch."""
+    batch = {0: torch.export.Dim("batch")}
+    return torch.export.export(model.model, (_example(model),), dynamic_shapes=(batch,))
+
+
+def _example(model: TrainedModel) -> torch.Tensor:
+    return torch.zeros(2, *model.shape)  # with one image, the exporters would fix the batch size
+
+
+def _on_numpy(module: torch.nn.Module) -> Predict:
+    def predict(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            found: NDArray[np.float32] = module(torch.from_numpy(pixels)).numpy()
-        return found
+            logits: NDArray[np.float32] = module(torch.from_numpy(pixels)).numpy()
+        return logits
 
-    return ask
-
-
-def _example(model: Loaded) -> torch.Tensor:
-    return torch.zeros(2, *model.shape)  # of one, the exporters take the batch for fixed
+    return predict
 
 
-def main() -> None:
-    app.name_the_model()
-    app.tool("export", export)
-
-
-if __name__ == "__main__":
-    main()
+def _row(
+    name: str, predict: Predict, n_bytes: int, images: NDArray[np.float32]
+) -> tuple[str, str, str, str]:
+    """Return the row of the table: name, megabytes, milliseconds for 1 and for 100 images."""
+    times = [f"{median_ms(predict, images[:n]):.2f}" for n in (1, 100)]
+    return name, f"{n_bytes / 1e6:.2f}", times[0], times[1]

@@ -1,6 +1,7 @@
-"""A trained model from wherever it lies, ready to be asked.
+"""Loads a trained model from MLflow, from a run's directory or from an exported .pt2.
 
-No code from its file is run: what could hold any is refused, unless `allow_pickle` says otherwise.
+Loading runs no code from the file: a file that can contain code is refused, unless `allow_pickle` is
+set.
 """
 
 import io
@@ -15,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.core.hydra_config import HydraConfig
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -25,14 +25,13 @@ from mnist_sweep.common.build import build
 from mnist_sweep.common.errors import UserError, without_password
 from mnist_sweep.data.dataset import Dataset, load_dataset
 from mnist_sweep.data.images import DIGITS
-from mnist_sweep.tracking import queries as recorded
-from mnist_sweep.tracking import registry
-from mnist_sweep.tracking import run as tracking
+from mnist_sweep.tracking import queries, registry
+from mnist_sweep.tracking.run import store_uri
 from mnist_sweep.training import checkpoint
 from mnist_sweep.training.trainer import EVAL_BATCH_SIZE
 
-ABOUT = "mnist_sweep.json"  # inside an exported .pt2
-# What the graph of a .pt2 may call, and the sizes that it may compute.
+ABOUT = "mnist_sweep.json"  # file inside an exported .pt2: classes and shape
+# What the graph of a .pt2 may call, and how it may compute sizes.
 TARGET = (
     r"torch\.ops\.aten\.[\w.]+|_operator\.(add|sub|mul|floordiv|mod|neg|getitem|eq|ne|[lg][te])"
 )
@@ -44,82 +43,101 @@ TRAIN_ONE = "python -m mnist_sweep trains one"
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A model on the CPU, in eval mode: pixels [N, C, H, W] in 0..1 -> logits [N, n_classes]."""
+class TrainedModel:
+    """A model on the CPU in eval mode, with what is known about it."""
 
-    model: nn.Module
+    model: nn.Module  # pixels [N, C, H, W] float32 in 0..1 -> logits [N, n_classes]
     shape: tuple[int, int, int]  # (C, H, W)
     classes: tuple[str, ...]
-    name: str  # as it was asked for
+    name: str  # as the command names it
     n_bytes: int  # of its file
-    run_id: str | None = None  # in MLflow
-    data_digest: str | None = None  # of what it was trained on, where that is known
+    run_id: str | None = None  # of the MLflow run that logged it
+    data_digest: str | None = None  # sha256 of its training data; for a checkpoint only
 
     @property
     def is_of_digits(self) -> bool:
-        """Of images of MNIST's kind, as which pictures are prepared."""
+        """Whether its images are like MNIST's, so that pictures are prepared like MNIST's."""
         return self.shape == (1, 28, 28) and self.classes == DIGITS
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """[N, n_classes] for images [N, C, H, W]."""
-        found = []
+        """Return probabilities [N, n_classes] for images [N, C, H, W]."""
+        results = [np.zeros((0, len(self.classes)), np.float32)]
         with torch.inference_mode():
             for first in range(0, len(images), EVAL_BATCH_SIZE):
                 batch = torch.from_numpy(images[first : first + EVAL_BATCH_SIZE]).float() / 255
-                found.append(self.model(batch).softmax(1).numpy())
-        return np.concatenate(found) if found else np.zeros((0, len(self.classes)), np.float32)
+                results.append(self.model(batch).softmax(1).numpy())
+        return np.concatenate(results)
 
 
-def load(cfg: DictConfig, source: str | None = None) -> Loaded:
-    """The model that `source`, or else `cfg.source`, names.
+def load_model(cfg: DictConfig, source: str | None = None) -> TrainedModel:
+    """Load the model that `source` names, by default `cfg.source`.
 
-    A run's id, models:/name@alias, models:/name/version, a checkpoint or the directory of a run, an
-    exported .pt2. None: the champion, else the challenger, else the newest run's.
+    Args:
+        cfg: the configuration of a tool, see `tools.config.ModelToolConfig`.
+        source: a run id, models:/name@alias, models:/name/version, the directory of a run, its
+            best.pt, or an exported .pt2. None and no `cfg.source`: the champion, else the
+            challenger, else the newest run.
 
     Raises:
-        UserError: there is none, or it is a pickle and `cfg.allow_pickle` is not set.
+        UserError: there is no such model, or it can contain code and `cfg.allow_pickle` is not set.
     """
-    uri = tracking.store_uri(cfg.tracking.uri, cfg.store)
-    name = source or cfg.source or _first_choice(uri, cfg)
+    uri = store_uri(cfg.tracking.uri, cfg.store)
+    name = source or cfg.source or _default_source(uri, cfg)
     path = Path(name)
     if path.is_dir() or path.name == checkpoint.BEST:
-        return _from_checkpoint(path if path.is_dir() else path.parent)
+        return _load_from_checkpoint(path if path.is_dir() else path.parent)
     if path.suffix == ".pt2":
-        return _from_pt2(path, name, allow_pickle=cfg.allow_pickle)
-    if name.startswith("models:/"):
-        return from_mlflow(uri, name, allow_pickle=cfg.allow_pickle)
-    if re.fullmatch("[0-9a-f]{32}", name):
-        return from_mlflow(uri, name, allow_pickle=cfg.allow_pickle)
+        return _load_from_pt2(path, name, allow_pickle=cfg.allow_pickle)
+    if name.startswith("models:/") or re.fullmatch("[0-9a-f]{32}", name):
+        return load_from_mlflow(uri, name, allow_pickle=cfg.allow_pickle)
     raise UserError(
         f"model={name}: expected a run's id, models:/name@alias, a run's directory, its "
         f"{checkpoint.BEST}, or an exported .pt2"
     )
 
 
-def data_of(cfg: DictConfig, loaded: Loaded) -> Dataset:
-    """`cfg.data`; where the command names none, what the model was trained on, as far as is known."""
-    settings = Path(loaded.name) / ".hydra" / "config.yaml"  # of a checkpoint
-    given = [o.lstrip("+").partition("=")[0] for o in HydraConfig.get().overrides.task]
-    uri = tracking.store_uri(cfg.tracking.uri, cfg.store)
-    if "data" in given or (loaded.run_id is None and not settings.is_file()):
-        return load_dataset(cfg.data)
-    run_id = loaded.run_id
-    found = OmegaConf.load(settings) if run_id is None else recorded.config_of(uri, run_id)
-    for key in given:
-        if key.startswith("data."):
-            OmegaConf.update(found, key, OmegaConf.select(cfg, key), force_add=True)
-    data = load_dataset(found.data)
-    digest = recorded.data_digest(uri, run_id) if run_id else loaded.data_digest
-    if digest not in (data.digest, None):  # its test images may be those that it was trained on
-        raise UserError(
-            f"model={loaded.name} was trained on other images than the {data.name} that is here; "
-            "bring those back, or choose with data=..."
-        )
+def load_data_for(model: TrainedModel, cfg: DictConfig, overrides: Sequence[str]) -> Dataset:
+    """Load the dataset that a tool uses with a model.
+
+    This is `cfg.data` if an override chooses a dataset, otherwise the dataset that the model was
+    trained on, as far as that is recorded. Overrides of single settings (data.key=value) apply to
+    either.
+
+    Raises:
+        UserError: the dataset does not load, does not fit the model, or its images differ from those
+            that the model was trained on. The model may have been trained on its test images then.
+    """
+    given = [override.lstrip("+").partition("=")[0] for override in overrides]
+    recorded = None if "data" in given else _training_config(model, cfg)
+    if recorded is None:
+        data = load_dataset(cfg.data)
+    else:
+        for key in given:
+            if key.startswith("data."):
+                OmegaConf.update(recorded, key, OmegaConf.select(cfg, key), force_add=True)
+        data = load_dataset(recorded.data)
+        digest = model.data_digest
+        if model.run_id is not None:
+            digest = queries.data_digest(store_uri(cfg.tracking.uri, cfg.store), model.run_id)
+        if digest not in (data.digest, None):
+            raise UserError(
+                f"model={model.name} was trained on other images than those of {data.name} on this "
+                "machine; restore them, or choose a dataset with data=..."
+            )
+    check_data_fits(model, data)
     return data
 
 
-def check_fits(model: Loaded, data: Dataset) -> None:
-    """Raises UserError where the model takes other images, or knows other classes."""
+def _training_config(model: TrainedModel, cfg: DictConfig) -> Any:
+    """Return the configuration that the model was trained with; None if it is not recorded."""
+    if model.run_id is not None:
+        return queries.config_of(store_uri(cfg.tracking.uri, cfg.store), model.run_id)
+    settings = Path(model.name) / ".hydra" / "config.yaml"
+    return OmegaConf.load(settings) if settings.is_file() else None
+
+
+def check_data_fits(model: TrainedModel, data: Dataset) -> None:
+    """Raise UserError if the model takes images of another shape or has other classes."""
     if model.shape != data.shape or model.classes != tuple(data.classes):
         raise UserError(
             f"model={model.name} takes {list(model.shape)} and knows {_few(model.classes)}; "
@@ -131,98 +149,133 @@ def _few(classes: Sequence[str]) -> str:
     return ", ".join(classes[:3]) + (f" ... {classes[-1]}" if len(classes) > 3 else "")
 
 
-def _first_choice(uri: str, cfg: DictConfig) -> str:
+def _default_source(uri: str, cfg: DictConfig) -> str:
+    """Return the champion, else the challenger, else the newest run. Raises UserError without any."""
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise UserError(f"no trained model under store={cfg.store}; {TRAIN_ONE}")
     name = cfg.tracking.register
     for alias in (registry.CHAMPION, registry.CHALLENGER) if name else ():
         if registry.by_alias(uri, name, alias):
             return f"models:/{name}@{alias}"
-    run_id = recorded.newest_run(uri)
+    run_id = queries.newest_trained_run(uri)
     if run_id is None:
         raise UserError(f"no trained model in {without_password(uri)}; {TRAIN_ONE}")
     return run_id
 
 
-def from_mlflow(uri: str, name: str, *, allow_pickle: bool = False) -> Loaded:
-    """`name` is a run's id or models:/... Raises UserError like `load`."""
+def load_from_mlflow(uri: str, name: str, *, allow_pickle: bool = False) -> TrainedModel:
+    """Load the model of a run id or of models:/... from MLflow. Raises UserError like `load_model`."""
     model_uri = name if name.startswith("models:/") else f"runs:/{name}/model"
-    with recorded.model_folder(uri, model_uri) as (folder, about):
+    with queries.model_folder(uri, model_uri) as (folder, description):
         file = folder / "data" / "model.pt2"
         model: nn.Module
         if file.exists():
-            model = _program(file, name, allow_pickle=allow_pickle).module()
+            model = _load_program(file, name, allow_pickle=allow_pickle).module()
         elif allow_pickle:
-            model = recorded.load_pickle(folder)
+            model = queries.load_pickle(folder)
         else:
             raise UserError(
                 f"model={name} is a pickle, which can run any code when it is loaded; "
-                "allow_pickle=true if you trust where it comes from"
+                "set allow_pickle=true if you trust its source"
             )
-        if about.signature is None:
-            raise UserError(f"model={name} does not say what images it takes: no signature")
-        shape = tuple(about.signature.inputs.inputs[0].shape[1:])
-        classes = (about.metadata or {}).get("classes")
-        size = about.model_size_bytes or 0
-    return _loaded(model, shape, classes, name, size, run_id=about.run_id)
+        if description.signature is None:
+            raise UserError(f"model={name} has no signature, so the shape of its images is unknown")
+        return _make(
+            model,
+            shape=description.signature.inputs.inputs[0].shape[1:],
+            classes=(description.metadata or {}).get("classes"),
+            name=name,
+            n_bytes=description.model_size_bytes or 0,
+            run_id=description.run_id,
+        )
 
 
-def _from_checkpoint(directory: Path) -> Loaded:
+def _load_from_checkpoint(directory: Path) -> TrainedModel:
     settings = directory / ".hydra" / "config.yaml"
     if not settings.is_file():
-        raise UserError(f"{settings} is not there: {directory} is not the directory of a run")
-    saved = checkpoint.load(directory / checkpoint.BEST)
-    if "shape" not in saved:
-        raise UserError(f"{directory / checkpoint.BEST} is of an earlier version; train it again")
-    shape, classes = saved["shape"], saved["classes"]
+        raise UserError(f"{directory} is not the directory of a run: it has no .hydra/config.yaml")
+    best = checkpoint.load_best(directory)
     cfg = OmegaConf.load(settings)
-    net = build(cfg.model, in_shape=tuple(shape), n_classes=len(classes))
-    model = models.Classifier(net, [0.0] * shape[0], [1.0] * shape[0])
-    model.load_state_dict(saved["model"])
-    size = (directory / checkpoint.BEST).stat().st_size
-    digest = saved.get("data")
-    return _loaded(model.eval(), shape, classes, str(directory), size, data_digest=digest)
+    net = build(cfg.model, in_shape=tuple(best.shape), n_classes=len(best.classes))
+    model = models.Classifier(net, [0.0] * best.shape[0], [1.0] * best.shape[0])
+    model.load_state_dict(best.model)
+    return _make(
+        model.eval(),
+        shape=best.shape,
+        classes=best.classes,
+        name=str(directory),
+        n_bytes=(directory / checkpoint.BEST).stat().st_size,
+        data_digest=best.data,
+    )
 
 
-def _from_pt2(path: Path, name: str, *, allow_pickle: bool) -> Loaded:
+def _load_from_pt2(path: Path, name: str, *, allow_pickle: bool) -> TrainedModel:
     if not path.is_file():
         raise UserError(f"model={path}: no such file")
     extra = {ABOUT: ""}
-    program = _program(path, name, allow_pickle=allow_pickle, extra_files=extra)
+    program = _load_program(path, name, allow_pickle=allow_pickle, extra_files=extra)
     try:
         about = json.loads(extra[ABOUT])
     except ValueError as error:
-        raise UserError(f"model={path}: no .pt2 of mnist_sweep.export") from error
-    size = path.stat().st_size
-    return _loaded(program.module(), about["shape"], about["classes"], name, size)
+        raise UserError(f"model={path}: not a .pt2 that mnist_sweep exported") from error
+    return _make(
+        program.module(),
+        shape=about["shape"],
+        classes=about["classes"],
+        name=name,
+        n_bytes=path.stat().st_size,
+    )
 
 
-def _program(
+def _make(
+    model: nn.Module,
+    *,
+    shape: Sequence[int],
+    classes: Sequence[str] | None,
+    name: str,
+    n_bytes: int,
+    run_id: str | None = None,
+    data_digest: str | None = None,
+) -> TrainedModel:
+    if len(shape) != 3:
+        raise UserError(f"model={name} takes inputs {list(shape)}, not images [C, H, W]")
+    channels, height, width = shape
+    if classes is None:  # another program logged the model
+        with torch.inference_mode():
+            n_classes = model(torch.zeros(2, *shape)).shape[1]
+        classes = [str(i) for i in range(n_classes)]
+    return TrainedModel(
+        model, (channels, height, width), tuple(classes), name, n_bytes, run_id, data_digest
+    )
+
+
+def _load_program(
     path: Path, name: str, *, allow_pickle: bool, extra_files: dict[str, str] | None = None
 ) -> torch.export.ExportedProgram:
-    """torch.export.load, which itself unpickles some parts of a file and loads compiled libraries."""
+    """Load a .pt2. torch.export.load alone would unpickle parts of it and load compiled libraries."""
     try:
         if not allow_pickle and (part := _could_run_code(path)):
             raise UserError(
-                f"model={name}: {part} in it can run any code when it is loaded; allow_pickle=true if "
-                "you trust where it comes from"
+                f"model={name}: {part} in it can run any code when it is loaded; set "
+                "allow_pickle=true if you trust its source"
             )
         return torch.export.load(path, extra_files=extra_files)
     except UserError:
         raise
-    except Exception as error:  # whatever a damaged file makes torch stumble over
-        raise UserError(f"model={name}: no whole .pt2") from error
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise UserError(f"model={name}: not a complete .pt2") from error
 
 
 def _could_run_code(path: Path) -> str | None:
-    """The first part of a .pt2 that is not plain tensors and calls of ATen (format of torch 2.14).
+    """Return the first part of a .pt2 that is more than tensors and calls of ATen; None if all is plain.
 
-    torch unpickles what its JSON says is pickled, and evaluates the expressions in it.
+    Follows the format of torch 2.14, which unpickles what its JSON declares as pickled, and evaluates
+    the expressions in it.
     """
     with zipfile.ZipFile(path) as archive:
         seen: set[str] = set()
         for part in archive.namelist():
-            name = part.lower()  # torch finds its parts whatever their case, the first of two
+            name = part.lower()  # torch ignores case, and takes the first of two
             if name in seen or any(w in name for w in ("aotinductor", "custom_obj", "opaque_obj")):
                 return part
             seen.add(name)
@@ -237,7 +290,7 @@ def _could_run_code(path: Path) -> str | None:
 
 
 def _items(content: bytes) -> Iterator[tuple[str, Any]]:
-    """(key, value) of all objects of a JSON text, at any depth."""
+    """Yield (key, value) of all objects in a JSON text, at any depth."""
     left = [json.loads(content)]
     while left:
         node = left.pop()
@@ -254,21 +307,3 @@ def _is_plain(item: tuple[str, Any]) -> bool:
         return not value
     pattern = {"target": TARGET, "expr_str": EXPRESSION}.get(key)
     return pattern is None or re.fullmatch(pattern, str(value)) is not None
-
-
-def _loaded(
-    model: nn.Module,
-    shape: Sequence[int],
-    classes: Sequence[str] | None,
-    name: str,
-    n_bytes: int,
-    **known: str | None,
-) -> Loaded:
-    if len(shape) != 3:
-        raise UserError(f"model={name} takes {list(shape)}, no images [C, H, W]")
-    channels, height, width = shape
-    if classes is None:  # of a model that others logged
-        with torch.inference_mode():
-            n_classes = model(torch.zeros(2, *shape)).shape[1]
-        classes = [str(i) for i in range(n_classes)]
-    return Loaded(model, (channels, height, width), tuple(classes), name, n_bytes, **known)

@@ -1,89 +1,63 @@
-"""MLflow's UI over the store: `python -m mnist_sweep.ui [--store mlruns] [--port 5000] [--dashboard]`."""
+"""Starts MLflow's UI over a store, and optuna-dashboard next to it."""
 
-import argparse
 import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from omegaconf import DictConfig
+
 from mnist_sweep.common.errors import UserError
+from mnist_sweep.tracking import links
+from mnist_sweep.tracking.links import UI_HOST
+from mnist_sweep.tracking.run import store_uri
 
-HOST = "127.0.0.1"
-END_S = 10
+STOP_S = 10  # how long a server may take to stop before it is killed
 DASHBOARD_PORT = 8080
-BEST = 5
+N_BEST = 5  # trials of the last sweep to compare
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m mnist_sweep.ui", description=__doc__)
-    parser.add_argument("--store", default=os.environ.get("MNIST_SWEEP_STORE", "mlruns"))
-    parser.add_argument("--port", type=int, default=5000)
-    parser.add_argument("--dashboard", action="store_true", help="optuna-dashboard beside it")
-    arguments = parser.parse_args()
-    store = Path(arguments.store).resolve()
+def run(cfg: DictConfig, _overrides: Sequence[str]) -> None:
+    """Serve the UI of `cfg.store` until Ctrl-C. Exits with the code of MLflow's server if that ends."""
+    store = Path(cfg.store).resolve()
     if not (store / "mlflow.db").exists():
-        sys.exit(f"error: {store} holds no runs yet; python -m mnist_sweep makes one")
-    for end_of_it in (signal.SIGTERM, signal.SIGINT):  # a shell's & leaves the second ignored
-        signal.signal(end_of_it, signal.default_int_handler)
-    from mnist_sweep.tracking import queries as recorded  # imports mlflow
-    from mnist_sweep.tracking import run as tracking
-
-    pages = recorded.first_pages(tracking.store_uri(None, str(store)), BEST)
+        raise UserError(f"{store} contains no runs; python -m mnist_sweep trains one")
+    if cfg.dashboard:
+        _check_dashboard(store)
+    for signum in (signal.SIGTERM, signal.SIGINT):  # a shell ignores SIGINT for commands with &
+        signal.signal(signum, signal.default_int_handler)
     servers = []
     try:
-        port = free_port(arguments.port)
-        servers.append(start(command(store, port)))
-        for what, page in pages.items():
-            print(f"{what}: http://{HOST}:{port}{page}", flush=True)
-        if arguments.dashboard:
-            port = free_port(DASHBOARD_PORT)
-            servers.append(start(dashboard(store, port)))
-            print(f"optuna-dashboard: http://{HOST}:{port}/dashboard", flush=True)
-        print("Ctrl-C ends it", flush=True)
+        port = find_free_port(cfg.port)
+        servers.append(_start(_mlflow_command(store, port)))
+        for title, url in links.ui_links(store_uri(None, str(store)), port, N_BEST).items():
+            print(f"{title}: {url}", flush=True)
+        if cfg.dashboard:
+            port = find_free_port(DASHBOARD_PORT)
+            servers.append(_start(_dashboard_command(store, port)))
+            print(f"optuna-dashboard: {links.ui_url('/dashboard', port)}", flush=True)
+        print("Ctrl-C stops it", flush=True)
         sys.exit(servers[0].wait())
     except KeyboardInterrupt:
         pass
     finally:
         for server in servers:
-            end(server)
+            _stop(server)
 
 
-def command(store: Path, port: int) -> list[str]:
-    """One worker: MLflow's default of four takes 2.7 GiB for a UI that one person looks at."""
-    flags = {
-        "--backend-store-uri": f"sqlite:///{store}/mlflow.db",
-        "--artifacts-destination": (store / "artifacts").as_uri(),
-        "--host": HOST,
-        "--port": str(port),
-        "--workers": "1",
-    }
-    return [sys.executable, "-m", "mlflow", "server", *(x for flag in flags.items() for x in flag)]
+def find_free_port(wanted: int, host: str = UI_HOST) -> int:
+    """Return `wanted` if it is free, otherwise another port, and print that.
 
-
-def dashboard(store: Path, port: int) -> list[str]:
-    """Raises SystemExit where optuna-dashboard is not installed or no sweep ran."""
-    if find_spec("optuna_dashboard") is None:
-        sys.exit("error: --dashboard needs optuna-dashboard: pip install optuna-dashboard")
-    if not (store / "optuna.db").exists():
-        sys.exit(f"error: {store} holds no sweep yet; python -m mnist_sweep -m makes one")
-    program = str(Path(sys.executable).with_name("optuna-dashboard"))
-    return [program, f"sqlite:///{store}/optuna.db", "--host", HOST, "--port", str(port)]
-
-
-def start(command: list[str]) -> "subprocess.Popen[bytes]":
-    """In a process group of its own, to be ended with all its children."""
-    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    return subprocess.Popen(command, env={**os.environ, **quiet}, start_new_session=True)
-
-
-def free_port(wanted: int, host: str = HOST) -> int:
-    """`wanted`, or any other where that is taken."""
-    for port in (wanted, 0):
+    Raises:
+        UserError: this machine has no address `host`.
+    """
+    for port in (wanted, 0):  # 0: the system chooses
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -94,18 +68,44 @@ def free_port(wanted: int, host: str = HOST) -> int:
                 print(f"port {wanted} is taken, using another", flush=True)
                 continue
             return int(probe.getsockname()[1])
-    raise AssertionError("the system gives out no port")
+    raise AssertionError("the system has no free port")
 
 
-def end(server: "subprocess.Popen[bytes]") -> None:
+def _mlflow_command(store: Path, port: int) -> list[str]:
+    flags = {
+        "--backend-store-uri": store_uri(None, str(store)),
+        "--artifacts-destination": (store / "artifacts").as_uri(),
+        "--host": UI_HOST,
+        "--port": str(port),
+        "--workers": "1",  # MLflow's default of four takes 2.7 GiB
+    }
+    return [sys.executable, "-m", "mlflow", "server", *(x for flag in flags.items() for x in flag)]
+
+
+def _check_dashboard(store: Path) -> None:
+    """Raise UserError if optuna-dashboard is not installed or the store contains no sweep."""
+    if find_spec("optuna_dashboard") is None:
+        raise UserError("dashboard=true needs optuna-dashboard: pip install optuna-dashboard")
+    if not (store / "optuna.db").exists():
+        raise UserError(f"{store} contains no sweep; python -m mnist_sweep -m runs one")
+
+
+def _dashboard_command(store: Path, port: int) -> list[str]:
+    program = str(Path(sys.executable).with_name("optuna-dashboard"))
+    return [program, f"sqlite:///{store}/optuna.db", "--host", UI_HOST, "--port", str(port)]
+
+
+def _start(command: list[str]) -> "subprocess.Popen[bytes]":
+    """Start a server in its own process group, so that its children can be stopped with it."""
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return subprocess.Popen(command, env={**os.environ, **quiet}, start_new_session=True)
+
+
+def _stop(server: "subprocess.Popen[bytes]") -> None:
     with suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGTERM)
         try:
-            server.wait(END_S)
+            server.wait(STOP_S)
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,1 +1,1 @@
-"""A page to draw digits on and see what trained models say: `python -m mnist_sweep.demo`."""
+"""A page to draw digits on, with the answers of trained models."""

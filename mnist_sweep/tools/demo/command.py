@@ -1,51 +1,45 @@
-"""Draw, and see what the models say: `python -m mnist_sweep.demo [model=...] [models=simple,vgg]`."""
+"""Loads the models and serves the page until Ctrl-C."""
 
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 
 import uvicorn
 from omegaconf import DictConfig
 
-from mnist_sweep import app
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.tools.demo.server import make_app
-from mnist_sweep.tools.trained_model import Loaded, check_fits, data_of, load
-from mnist_sweep.tools.ui import free_port
-from mnist_sweep.tracking import queries as recorded
-from mnist_sweep.tracking import run as tracking
+from mnist_sweep.tools.trained_model import TrainedModel, load_data_for, load_model
+from mnist_sweep.tools.ui import find_free_port
+from mnist_sweep.tracking import queries
+from mnist_sweep.tracking.run import store_uri
 
-log = logging.getLogger("mnist_sweep.demo")  # not __main__, of which Hydra shows nothing
-
-
-def demo(cfg: DictConfig) -> None:
-    models = chosen(cfg)
-    if len({(model.shape, model.classes) for _, model in models}) > 1:
-        raise UserError("the models take different images or know different classes")
-    data = data_of(cfg, models[0][1])
-    check_fits(models[0][1], data)
-    served = make_app(models, data, cfg.host)
-    port = free_port(cfg.port, cfg.host)
-    log.info("draw on http://%s:%d  (Ctrl-C ends it)", cfg.host, port)
-    with suppress(KeyboardInterrupt):  # the way to end it
-        uvicorn.run(served, host=cfg.host, port=port, log_level="warning", lifespan="off")
+log = logging.getLogger(__name__)
 
 
-def chosen(cfg: DictConfig) -> list[tuple[str, Loaded]]:
-    """The model that is asked for, or the best run of each of `models` in the last sweep."""
+def run(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Serve the page on `cfg.host` and `cfg.port`."""
+    models = load_models(cfg)
+    first = next(iter(models.values()))
+    if any((m.shape, m.classes) != (first.shape, first.classes) for m in models.values()):
+        raise UserError("the models take images of different shapes or have different classes")
+    app = make_app(models, load_data_for(first, cfg, overrides), cfg.host)
+    port = find_free_port(cfg.port, cfg.host)
+    log.info("draw on http://%s:%d  (Ctrl-C stops it)", cfg.host, port)
+    with suppress(KeyboardInterrupt):
+        uvicorn.run(app, host=cfg.host, port=port, log_level="warning", lifespan="off")
+
+
+def load_models(cfg: DictConfig) -> dict[str, TrainedModel]:
+    """Load the best run of each of `cfg.models` in the last sweep, by default the one model of `cfg`.
+
+    Returns:
+        {name to show: model}
+    """
     if not cfg.models:
-        model = load(cfg)
-        run_id = model.run_id
-        name = f"run {run_id[:8]}" if model.name == run_id else model.name
-        return [(name, model)]
-    uri = tracking.store_uri(cfg.tracking.uri, cfg.store)
-    runs = recorded.best_of_last_sweep(uri, list(cfg.models))
-    return [(name, load(cfg, run_id)) for name, run_id in runs.items()]
-
-
-def main() -> None:
-    app.name_the_model()
-    app.tool("demo", demo)
-
-
-if __name__ == "__main__":
-    main()
+        model = load_model(cfg)
+        is_run = model.run_id is not None and model.name == model.run_id
+        return {f"run {model.name[:8]}" if is_run else model.name: model}
+    uri = store_uri(cfg.tracking.uri, cfg.store)
+    runs = queries.best_of_last_sweep(uri, list(cfg.models))
+    return {name: load_model(cfg, run_id) for name, run_id in runs.items()}
