@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import hydra
@@ -80,7 +81,8 @@ def main() -> None:
     if "--version" in arguments:
         print(f"mnist_sweep {__version__}")
     elif name == "tools":
-        print(list_tools(program()))
+        with suppress(BrokenPipeError):  # of `| head`
+            print(list_tools(program()), flush=True)
     elif name in TOOLS:
         _exit_on_error(lambda: run_tool(name, arguments[1:], program()))
     else:
