@@ -12,7 +12,6 @@ from omegaconf import DictConfig
 from mnist_sweep import config
 from mnist_sweep.analysis import figures
 from mnist_sweep.common import console, signals
-from mnist_sweep.common.configs import flatten
 from mnist_sweep.data.augment import affine
 from mnist_sweep.data.checks import check_dataset, count_classes
 from mnist_sweep.data.dataset import Dataset, load_dataset, to_float
@@ -45,7 +44,7 @@ def run(cfg: DictConfig, overrides: Sequence[str]) -> None:
     )
     tags = {"kind": "data", "data": data.name, "data.sha256": data.digest}
     tags["device"] = describe(torch.device("cpu"))
-    with signals.obeyed(), tracker.run(tags, flatten(cfg)):
+    with signals.obeyed(), tracker.run(tags):
         sizes = {name: len(split) for name, split in data.splits.items()}
         tracker.log_dataset(data.name, data.digest, cfg.data.root, sizes)
         tracker.log_artifacts(write)

@@ -26,6 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from torch import nn
 
 from mnist_sweep.common import processes
+from mnist_sweep.common.configs import flatten
 from mnist_sweep.common.errors import UserError, without_password
 from mnist_sweep.tracking import provenance
 from mnist_sweep.tracking.queries import find_runs, tag_is
@@ -182,7 +183,7 @@ class MlflowTracker(MlflowRun):
         self.cfg, self.run_name, self.tags = cfg, run_name, tags
 
     @contextmanager
-    def run(self, tags: Mapping[str, str], params: Mapping[str, str]) -> Iterator[None]:
+    def run(self, tags: Mapping[str, str]) -> Iterator[None]:
         """Open a run that records the code, the packages and the configuration; see `start_run`."""
         settings = self.cfg.tracking
         uri = store_uri(settings.uri, self.cfg.store)
@@ -192,6 +193,7 @@ class MlflowTracker(MlflowRun):
             **{name: without_password(value) for name, value in self.tags.items()},
             **tags,
         }
+        params = flatten(self.cfg)
         with start_run(uri, experiment_id, name=self.run_name, tags=tags, params=params) as run:
             self.client, self.run_id = run.client, run.run_id
             self.log_artifacts(self._write_inputs)

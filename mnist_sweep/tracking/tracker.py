@@ -19,7 +19,7 @@ class Tracker:
     """Tracker interface. This default records nothing."""
 
     @contextmanager
-    def run(self, tags: Mapping[str, str], params: Mapping[str, str]) -> Iterator[None]:
+    def run(self, tags: Mapping[str, str]) -> Iterator[None]:
         """Open the record of a run; close it with the right status when the block ends."""
         yield
 

@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
-from torch.optim import Optimizer
 
 from mnist_sweep import models
 from mnist_sweep.analysis import metrics
 from mnist_sweep.common import signals
 from mnist_sweep.common.build import build
-from mnist_sweep.common.configs import differences, flatten
+from mnist_sweep.common.configs import differences
 from mnist_sweep.common.console import table
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.data.augment import build_augment
@@ -24,7 +23,7 @@ from mnist_sweep.sweep.trial import Trial
 from mnist_sweep.tracking.tracker import Tracker
 from mnist_sweep.training.config import EPOCH_METRICS
 from mnist_sweep.training.device import autocast_dtype, describe, pick_device
-from mnist_sweep.training.schedule import Schedule
+from mnist_sweep.training.schedule import build_schedule
 from mnist_sweep.training.step import TrainingStep, scaled_size
 from mnist_sweep.training.trainer import Evaluation, Objective, State, Trainer
 
@@ -48,21 +47,21 @@ def train(cfg: DictConfig, directory: Path, tracker: Tracker, trial: Trial) -> f
     if cfg.trainer.resume:
         resume(cfg, trainer)
         started -= trainer.state.seconds  # count the time of the interrupted attempts
-    log_setup(model, data, directory)
-
     tags = {"data": data.name, "data.sha256": data.digest, "device": describe(device)}
-    with signals.obeyed(), tracker.run(tags, flatten(cfg)):
+    n_parameters = log_setup(model, data, tags["device"], directory)
+
+    with signals.obeyed(), tracker.run(tags):
         sizes = {name: len(split) for name, split in data.splits.items()}
         tracker.log_dataset(data.name, data.digest, cfg.data.root, sizes)
         state = trainer.fit(tracker, trial)
         best = {name: state.history[state.best_epoch - 1][name] for name in EPOCH_METRICS}
         summary = {f"best/{name}": value for name, value in best.items()}
         summary |= {"best_epoch": state.best_epoch, "fit_s": state.seconds}
-        summary["n_parameters"] = models.n_parameters(model)
+        summary["n_parameters"] = n_parameters
         if state.pruned:
             tracker.set_tags({"state": "pruned"})
         else:
-            val, test = trainer.evaluate(data.val), trainer.evaluate(data.test)
+            val, test = map(trainer.evaluate, (data.val, data.test))
             summary |= {"test/loss": test.loss, "test/accuracy": test.accuracy}
             selection = cfg.tracking.figures or ("all" if trial.number is None else "few")
             tracker.log_artifacts(lambda path: write_results(path, trainer, val, test, selection))
@@ -94,17 +93,18 @@ def build_trainer(cfg: DictConfig, model: nn.Module, data: Dataset, directory: P
     settings = OmegaConf.to_object(cfg.trainer)  # a TrainerConfig
     # fused: one kernel for all parameters, on the CPU too; `build` omits it if the optimizer has none
     optimizer = build(cfg.optimizer, model.parameters(), fused=device.type != "mps")
+    # here epochs become steps, and nowhere else
+    total_steps = cfg.trainer.max_epochs * -(-len(data.train) // cfg.data.batch_size)
+    schedule = build_schedule(cfg.scheduler, optimizer, total_steps)
     step = TrainingStep(
         model,
         optimizer,
         data.train,
         settings,  # type: ignore[arg-type]
-        augment=build_augment(cfg.data),
         autocast_dtype=autocast_dtype(cfg.trainer.precision, device),
+        augment=build_augment(cfg.data),
         seed=cfg.seed,
     )
-    steps_per_epoch = -(-len(data.train) // cfg.data.batch_size)
-    schedule = build_schedule(cfg, optimizer, steps_per_epoch)
     return Trainer(
         data,
         step,
@@ -116,20 +116,10 @@ def build_trainer(cfg: DictConfig, model: nn.Module, data: Dataset, directory: P
     )
 
 
-def build_schedule(cfg: DictConfig, optimizer: Optimizer, steps_per_epoch: int) -> Schedule:
-    """Build the schedule. Only here are epochs converted to steps."""
-    settings = cfg.scheduler
-    if settings.factory is None:
-        return Schedule(None, settings.interval)
-    total_steps = {}
-    if settings.total_steps_as:
-        total_steps[settings.total_steps_as] = cfg.trainer.max_epochs * steps_per_epoch
-    return Schedule(build(settings.factory, optimizer, **total_steps), settings.interval)
-
-
 def check_sizes(cfg: DictConfig, model: nn.Module, data: Dataset) -> None:
     """Raise UserError if the model cannot train on batches or images of these sizes."""
-    batch_size, n_train = cfg.data.batch_size, len(data.train)
+    batch_size, n_train, scale = cfg.data.batch_size, len(data.train), cfg.trainer.resize_from
+    height, width = scaled_size(data.shape[1:], scale)  # at the start of progressive resizing
     if batch_size > n_train:
         raise UserError(
             f"data.batch_size={batch_size} is larger than the {n_train} training images"
@@ -140,8 +130,7 @@ def check_sizes(cfg: DictConfig, model: nn.Module, data: Dataset) -> None:
             f"data.batch_size={batch_size} leaves one of {n_train} images for the last batch, and one "
             "image has no variance for the batch norm of this model; choose another size"
         )
-    if (scale := cfg.trainer.resize_from) < 1:
-        height, width = scaled_size(data.shape[1:], scale)
+    if scale < 1:
         try:
             models.summary(model, (data.shape[0], height, width))
         except RuntimeError as error:
@@ -176,15 +165,16 @@ def resume(cfg: DictConfig, trainer: Trainer) -> None:
         log.warning("WARNING: settings differ from those of %s: %s", directory, "; ".join(changes))
 
 
-def log_setup(model: nn.Module, data: Dataset, directory: Path) -> None:
-    """Log the data, the device, the layers of the model, and the run's directory."""
+def log_setup(model: nn.Module, data: Dataset, device: str, directory: Path) -> int:
+    """Log the data, the device, the model and the run's directory; return the number of parameters."""
     parts = [f"{len(split):,} {name}" for name, split in data.splits.items()]
-    device = describe(data.train.images.device)
     log.info("%s: %s images, on %s", data.name, ", ".join(parts), device)
-    title = f"model: {models.n_parameters(model):,} parameters"
+    n_parameters = models.n_parameters(model)
+    title = f"model: {n_parameters:,} parameters"
     layers = [(*about, f"{n:>10,}" if n else "") for *about, n in models.summary(model, data.shape)]
     log.info(table(("layer", "output", "parameters"), layers, title))
     log.info("run directory: %s", directory)
+    return n_parameters
 
 
 def log_result(state: State, summary: Mapping[str, float]) -> None:

@@ -1,13 +1,17 @@
-"""Steps a learning-rate scheduler when its configuration says so."""
+"""The learning-rate schedule of a run."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from omegaconf import DictConfig
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from mnist_sweep.common.build import build
 
 
 class Schedule:
-    """The learning-rate schedule of a run.
+    """Steps a learning-rate scheduler when its configuration says so.
 
     Args:
         scheduler: None keeps the learning rate constant.
@@ -36,3 +40,11 @@ class Schedule:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if self.scheduler is not None:
             self.scheduler.load_state_dict(dict(state))
+
+
+def build_schedule(cfg: DictConfig, optimizer: Optimizer, total_steps: int) -> Schedule:
+    """Build the schedule of the config group `scheduler` for a run of `total_steps` steps."""
+    if cfg.factory is None:
+        return Schedule(None, cfg.interval)
+    length = {cfg.total_steps_as: total_steps} if cfg.total_steps_as else {}
+    return Schedule(build(cfg.factory, optimizer, **length), cfg.interval)

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -185,19 +185,11 @@ class Trainer:
             DivergedError: a loss is not finite.
             UserError: a batch does not fit into memory.
         """
-        for epoch, metrics in enumerate(self.state.history, start=1):  # of a resumed run
-            tracker.log_metrics(metrics, step=epoch)
-            self.state.pruned = trial.report(epoch, metrics)
         try:
             with self._signals.installed():
-                while not self._is_finished():
-                    metrics = self._run_epoch()
-                    self.checkpoint.save()  # first: a tracker that fails must not cost the epoch
-                    tracker.log_metrics(metrics, step=self.state.epoch)
-                    self.state.pruned = trial.report(self.state.epoch, metrics)
-                    if self._signals.pending:
-                        log.info("interrupted after epoch %d", self.state.epoch)
-                    self._signals.obey_pending()
+                for epoch, metrics in self._epochs():
+                    tracker.log_metrics(metrics, step=epoch)
+                    self.state.pruned = trial.report(epoch, metrics)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
                 raise UserError(f"out of memory with data.batch_size={self.batch_size}") from error
@@ -206,6 +198,17 @@ class Trainer:
         self.step.model.load_state_dict(best)
         self.step.eval_model.load_state_dict(best)
         return self.state
+
+    def _epochs(self) -> Iterator[tuple[int, dict[str, float]]]:
+        """Yield the number and the metrics of each epoch, first of those before a resume."""
+        yield from enumerate(list(self.state.history), start=1)
+        while not self._is_finished():
+            metrics = self._run_epoch()
+            self.checkpoint.save()  # first: a tracker that fails must not cost the epoch
+            yield self.state.epoch, metrics
+            if self._signals.pending:
+                log.info("interrupted after epoch %d", self.state.epoch)
+            self._signals.obey_pending()
 
     def evaluate(self, split: Split) -> Evaluation:
         """Evaluate the current weights, or their average if the settings ask for one.
