@@ -24,13 +24,12 @@ class MemoryTracker(Tracker):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.tags: dict[str, str] = {}
-        self.params: Mapping[str, str] = {}
         self.metrics: dict[int, dict[str, float]] = {}
         self.sizes: Mapping[str, int] = {}
 
     @contextmanager
-    def run(self, tags: Mapping[str, str], params: Mapping[str, str]) -> Iterator[None]:
-        self.tags, self.params = dict(tags), params
+    def run(self, tags: Mapping[str, str]) -> Iterator[None]:
+        self.tags = dict(tags)
         yield
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
@@ -69,7 +68,6 @@ def test_train_records_the_run_and_returns_the_objective(tmp_path: Path) -> None
     objective = train(composed(*TINY), tmp_path / "run", tracker, Trial())
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"best.pt", "last.pt"}
     assert tracker.tags.keys() == {"data", "data.sha256", "device"}
-    assert tracker.params["data.train_size"] == "100"
     assert tracker.sizes == {"train": 100, "val": 500, "test": 500}
     assert list(tracker.metrics) == [1, 2]
     assert tracker.metrics[1].keys() >= set(EPOCH_METRICS)
