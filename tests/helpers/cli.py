@@ -20,6 +20,7 @@ SMALL = [
 
 
 def environment(**changes: str) -> dict[str, str]:
+    """Return this process's variables, without those of MLflow and Hydra, with `changes`."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "HYDRA_"))}
     return {**env, "OMP_NUM_THREADS": "1", **changes}
 
@@ -28,10 +29,21 @@ def command(*arguments: str, store: Path) -> list[str]:
     return [sys.executable, "-m", "mnist_sweep", f"store={store}", *arguments]
 
 
-def cli(*arguments: str, store: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """`python -m mnist_sweep` to its end."""
+def cli(
+    *arguments: str, store: Path, fresh: bool = False, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m mnist_sweep store=... ARGUMENTS` and return its exit code and output."""
+    return _run(f"store={store}", *arguments, env=env)
+
+
+def tool(name: str, *arguments: str, store: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the tool `python -m mnist_sweep NAME store=... ARGUMENTS`."""
+    return _run(name, f"store={store}", *arguments, env=env)
+
+
+def _run(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments, store=store),
+        [sys.executable, "-m", "mnist_sweep", *arguments],
         cwd=ROOT,
         env=environment(**env),
         capture_output=True,
