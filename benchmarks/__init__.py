@@ -1,5 +1,5 @@
-"""What this project promises in figures, measured: `python -m mnist_sweep.benchmark [part ...]`.
+"""Measure the speed and cost of training and sweeps: `python -m benchmarks [part ...]`.
 
-Where two things are compared they take turns (A B A B ...) in one run on one machine, and their
-medians are divided. Nothing is asserted: the table says what was met.
+Comparisons alternate between the two sides (A B A B ...) in one process on one machine, and divide
+their medians. A missed target is printed, not an error.
 """
