@@ -16,7 +16,9 @@ def program() -> list[str]:
         return ["python", script]
     name = os.path.basename(script)
     installed = shutil.which(name)  # on the PATH, the name is enough
-    return [name if installed and os.path.realpath(installed) == os.path.realpath(script) else script]
+    return [
+        name if installed and os.path.realpath(installed) == os.path.realpath(script) else script
+    ]
 
 
 def command_line(*changes: str) -> str:

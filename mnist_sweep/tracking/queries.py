@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -73,12 +73,6 @@ def runs_by_id(uri: str, ids: Sequence[str]) -> list[Run]:
         return [MlflowClient(uri).get_run(run_id) for run_id in ids]
     except MlflowException as error:
         raise UserError(f"runs={','.join(ids)}: {str(error).splitlines()[0]}") from error
-
-
-def trial_runs(client: MlflowClient, sweep_run_id: str, sweep: str) -> list[Run]:
-    """Return the runs of all trials of a sweep, in any state."""
-    experiment_id = client.get_run(sweep_run_id).info.experiment_id
-    return list(find_runs(client, [experiment_id], f"{tag_is('sweep', sweep)} AND {IS_TRIAL}"))
 
 
 def best_runs_of(uri: str, experiment: str, sweep: str, numbers: Sequence[int]) -> dict[int, Run]:
@@ -238,3 +232,15 @@ def delete_models(client: MlflowClient, run: Run) -> None:
         client.delete_logged_model(output.model_id)
         if location.startswith("file:"):
             shutil.rmtree(url2pathname(urlparse(location).path), ignore_errors=True)
+
+
+def delete_models_of_sweep(uri: str, experiment: str, sweep: str, kept: Collection[int]) -> None:
+    """Delete the models of a sweep's trials, but for the trial numbers in `kept`."""
+    client = MlflowClient(uri)
+    known = client.get_experiment_by_name(experiment)
+    if known is None:
+        return
+    query = f"{tag_is('sweep', sweep)} AND {IS_TRIAL}"
+    for run in find_runs(client, [known.experiment_id], query):
+        if int(run.data.tags["trial"]) not in kept:
+            delete_models(client, run)
