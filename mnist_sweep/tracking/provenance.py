@@ -20,8 +20,9 @@ def code_tags() -> dict[str, str]:
 def git_state() -> tuple[str, str]:
     """Return (commit, uncommitted diff) of this package's checkout; ("none", "") without one.
 
-    The diff ends with the names of new files that git does not track. It is read once a process,
-    because code that is already imported does not follow later changes of its file.
+    An environment inside the checkout of another project does not record that project. The diff ends
+    with the names of new files that git does not track. It is read once a process, because code that
+    is already imported does not follow later changes of its file.
     """
 
     here = Path(__file__).parent
@@ -34,8 +35,13 @@ def git_state() -> tuple[str, str]:
         return done.stdout.decode(errors="replace")  # a changed file may be in any encoding
 
     try:
+        git(
+            "ls-files", "--error-unmatch", "--", __file__
+        )  # fails if git does not track this package
         new = git("ls-files", "--others", "--exclude-standard", "--full-name", "--", *folders)
-        diff = git("diff", "HEAD") + "".join(f"new file: {name}\n" for name in new.splitlines())
+        diff = git("diff", "HEAD", "--", *folders) + "".join(
+            f"new file: {name}\n" for name in new.splitlines()
+        )
         return git("rev-parse", "HEAD").strip(), diff
     except (OSError, subprocess.CalledProcessError):
         return "none", ""
