@@ -10,6 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mnist_sweep.common.errors import UserError
 
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # what Pillow may decode
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp"}
 DIGITS = tuple("0123456789")
 MAX_PIXELS = 50_000_000  # larger pictures are refused before they are decoded
@@ -34,7 +35,8 @@ def read_image(
         UserError: the file is missing, unreadable, no picture, or has too many pixels.
     """
     try:
-        with Image.open(source) as picture:
+        # by its content, a file of another format could start Ghostscript (EPS)
+        with Image.open(source, formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 size = f"{picture.width} x {picture.height} pixels"
                 raise UserError(f"{size} are more than {MAX_PIXELS:,}")

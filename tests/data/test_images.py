@@ -156,3 +156,11 @@ def test_printed_digit_keeps_its_aspect_ratio() -> None:
     height, width = (np.ptp(np.flatnonzero(prepared.any(axis))) + 1 for axis in (1, 0))
     assert height == 20
     assert width < 15
+
+
+def test_file_of_another_format_is_refused_whatever_its_name(tmp_path: Path) -> None:
+    """Pillow would start Ghostscript for EPS content, whatever the file's suffix says."""
+    path = tmp_path / "digit.png"
+    Image.new("RGB", (28, 28)).save(path, "EPS")
+    with pytest.raises(UserError, match="not a readable picture"):
+        images.read_image(path, SHAPE)
