@@ -55,6 +55,12 @@ def check(cfg: DictConfig) -> None:
         if not condition:
             problems.append(f"{key}={OmegaConf.select(cfg, key)}: {expected}")
 
+    for metric in cfg.sweep.objectives or ():
+        if metric.startswith("test/"):
+            problems.append(
+                f"sweep.objectives={metric}: a search on the test set would spoil it; expected a "
+                "metric of the validation set"
+            )
     if cfg.objective not in EPOCH_METRICS:
         hint = did_you_mean(cfg.objective, EPOCH_METRICS)
         problems.append(

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.config import check
 from tests.helpers.cli import ROOT, cli, command, environment
+from tests.helpers.configs import composed
 
 BAD_INPUT = {
     "data=folder data.root=/nonexistent": "data.root=/nonexistent",
@@ -39,6 +42,13 @@ def test_command_that_fails_before_training_leaves_nothing(arguments: str, fresh
     assert BAD_INPUT[arguments] in message
     assert "Traceback" not in done.stderr
     assert not fresh.exists()
+
+
+def test_search_on_the_test_set_is_refused() -> None:
+    cfg = composed("data=mnist5k")
+    cfg.sweep.objectives = {"test/accuracy": "maximize", "fit_s": "minimize"}
+    with pytest.raises(UserError, match=r"sweep\.objectives=test/accuracy: a search on the test set"):
+        check(cfg)
 
 
 def test_failed_start_keeps_what_was_in_the_directory(tmp_path: Path) -> None:
