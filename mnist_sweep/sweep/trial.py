@@ -20,8 +20,15 @@ class Trial:
     resume_from: Path | None = None
     tags: Mapping[str, str] = {}
 
-    def report(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Report the metrics of a finished step (an epoch, from 1 on); True: pruned, stop here."""
+    def report(self, step: int, metrics: Mapping[str, float], *, final: bool = False) -> bool:
+        """Report the metrics of a finished step (an epoch, from 1 on).
+
+        Args:
+            final: no step follows, so there is nothing left to prune.
+
+        Returns:
+            True if the trial is pruned and should stop here.
+        """
         return False
 
     def finish(self, summary: Mapping[str, float]) -> None:

@@ -101,10 +101,10 @@ class StudyTrial(Trial):
         self.summary: dict[str, float] = {}
         self._trial, self._metrics = trial, plan.metrics
 
-    def report(self, step: int, metrics: Mapping[str, float]) -> bool:
+    def report(self, step: int, metrics: Mapping[str, float], *, final: bool = False) -> bool:
         if len(self._metrics) == 1:  # Optuna cannot prune with several objectives
             self._trial.report(metrics[self._metrics[0]], step)
-            self.pruned = self._trial.should_prune()
+            self.pruned = self._trial.should_prune() and not final
         return self.pruned
 
     def finish(self, summary: Mapping[str, float]) -> None:

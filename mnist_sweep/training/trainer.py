@@ -64,7 +64,8 @@ class State:
     epoch: int = 0  # number of finished epochs
     best_epoch: int = 0
     best_score: float = -math.inf  # Objective.score of the best epoch
-    bad_epochs: int = 0  # epochs since the best one
+    progress_score: float = -math.inf  # the score that the next one has to exceed by min_delta
+    bad_epochs: int = 0  # epochs without such progress
     seconds: float = 0.0  # spent in training and validation
     pruned: bool = False
     history: list[dict[str, float]] = field(default_factory=list)  # metrics of each epoch
@@ -73,7 +74,8 @@ class State:
         return asdict(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        vars(self).update(vars(State(**state)))
+        # checkpoints of 0.1 have no progress_score
+        vars(self).update(vars(State(**{"progress_score": state["best_score"], **state})))
 
 
 class EpochProgress:
@@ -85,6 +87,7 @@ class EpochProgress:
         n_correct: int64 scalar, over the steps so far.
         step: number of steps so far.
         seconds: time that they took.
+        lr: learning rate of the last step.
     """
 
     def __init__(self, n_images: int, batch_size: int, device: torch.device) -> None:
@@ -97,7 +100,7 @@ class EpochProgress:
         self.order: torch.Tensor | None = None
         self.losses = torch.zeros(self.n_steps, device=self.device)
         self.n_correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.lr = 0, 0.0, 0.0
 
     def remaining_batches(self, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
         """Return the indices [B] of each batch to come. A new epoch draws its order."""
@@ -121,7 +124,8 @@ class EpochProgress:
         if self.order is None:
             return None
         sums = {"losses": self.losses, "correct": self.n_correct}
-        return {"order": self.order, **sums, "step": self.step, "seconds": self.seconds}
+        counts = {"step": self.step, "seconds": self.seconds, "lr": self.lr}
+        return {"order": self.order, **sums, **counts}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Raises ValueError if the epoch in `state` has other sizes than this one."""
@@ -136,6 +140,7 @@ class EpochProgress:
         self.order, self.losses = state["order"].to(self.device), state["losses"].to(self.device)
         self.n_correct = state["correct"].to(self.device)
         self.step, self.seconds = state["step"], state["seconds"]
+        self.lr = state.get("lr", 0.0)  # checkpoints of 0.1 have none
 
 
 class Trainer:
@@ -189,7 +194,8 @@ class Trainer:
             with self._signals.installed():
                 for epoch, metrics in self._epochs():
                     tracker.log_metrics(metrics, step=epoch)
-                    self.state.pruned = trial.report(epoch, metrics)
+                    final = epoch == self.state.epoch and self._is_finished()
+                    self.state.pruned = trial.report(epoch, metrics, final=final)
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
                 raise UserError(f"out of memory with data.batch_size={self.batch_size}") from error
@@ -257,9 +263,11 @@ class Trainer:
         if not math.isfinite(score):
             metric = self.objective.metric
             raise DivergedError(f"{metric} is {metrics[metric]} after epoch {state.epoch}")
-        if improved := score > state.best_score + self.settings.early_stopping.min_delta:
-            state.best_epoch, state.best_score, state.bad_epochs = state.epoch, score, 0
+        if improved := score > state.best_score:
+            state.best_epoch, state.best_score = state.epoch, score
             self._save_best()
+        if score > state.progress_score + self.settings.early_stopping.min_delta:
+            state.progress_score, state.bad_epochs = score, 0
         else:
             state.bad_epochs += 1
         self.schedule.after_epoch(score)
@@ -277,6 +285,7 @@ class Trainer:
         with epoch_bar(self.state.epoch + 1, max_epochs, progress.n_images) as advance:
             advance(progress.n_seen)
             for indices in remaining:
+                progress.lr = float(self.step.optimizer.param_groups[0]["lr"])
                 progress.add(*self.step(indices, scale))
                 self.schedule.after_step()
                 advance(len(indices))
@@ -298,7 +307,7 @@ class Trainer:
         metrics = {
             "train/loss": progress.losses[: progress.step].mean().item(),
             "train/accuracy": progress.n_correct.item() / progress.n_seen,
-            "lr": float(self.step.optimizer.param_groups[0]["lr"]),  # of the next step
+            "lr": progress.lr,
             "epoch_s": seconds,
             "images_per_s": progress.n_seen / seconds,
         }

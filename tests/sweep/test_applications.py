@@ -54,6 +54,14 @@ def test_script_prunes_by_what_it_reports(script: Path) -> None:
     assert "trial 1 complete" in done.stdout
 
 
+def test_final_report_prunes_no_trial(script: Path) -> None:
+    """The pruner would stop x=1 at its third and last step, which is already done."""
+    pruner = "+sweep.pruner={_target_: optuna.pruners.ThresholdPruner, upper: 2.5}"
+    done = run_script(script, "x=1,2", "sweep.name=final", pruner)
+    assert "trial 0 complete" in done.stdout
+    assert "trial 1 pruned" in done.stdout
+
+
 @pytest.mark.parametrize("name", [".", "..", "...", "a" * 300, "a/b", "it's"])
 def test_name_that_is_no_folder_name_is_refused(name: str, script: Path) -> None:
     done = run_script(script, "x=1,2", f'sweep.name="{name}"')

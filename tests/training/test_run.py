@@ -55,7 +55,7 @@ class SweepTrial(Trial):
         self.prune = prune
         self.summary: Mapping[str, float] = {}
 
-    def report(self, step: int, metrics: Mapping[str, float]) -> bool:
+    def report(self, step: int, metrics: Mapping[str, float], *, final: bool = False) -> bool:
         return self.prune
 
     def finish(self, summary: Mapping[str, float]) -> None:

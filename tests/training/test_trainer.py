@@ -119,8 +119,31 @@ def test_early_stopping_waits_and_loads_the_best_weights(tmp_path: Path, patienc
 def test_min_delta_ignores_small_gains(tmp_path: Path) -> None:
     stopping = EarlyStoppingConfig(patience=2, min_delta=10.0)
     settings = TrainerConfig(max_epochs=9, early_stopping=stopping)
-    state = toy_trainer(tmp_path, settings, objective=LOSS).fit(MemoryTracker(), Trial())
-    assert (state.best_epoch, state.epoch) == (1, 3)
+    trainer = toy_trainer(tmp_path, settings, model=Worsening(), objective=LOSS)
+    state = trainer.fit(MemoryTracker(), Trial())
+    assert state.epoch == 3, "two epochs gained less than min_delta"
+    assert state.best_epoch == 3, "the best epoch is the best, however small its gain"
+
+
+def test_logged_learning_rate_is_that_of_the_last_step(tmp_path: Path) -> None:
+    tracker = MemoryTracker()
+    halving = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
+    toy_trainer(tmp_path, TrainerConfig(max_epochs=3), scheduler=halving).fit(tracker, Trial())
+    assert [metrics["lr"] for metrics in tracker.epochs.values()] == [0.1, 0.05, 0.025]
+
+
+def test_last_epoch_is_reported_as_final(tmp_path: Path) -> None:
+    class Reports(Trial):
+        def __init__(self) -> None:
+            self.finals: list[bool] = []
+
+        def report(self, step: int, metrics: Mapping[str, float], *, final: bool = False) -> bool:
+            self.finals.append(final)
+            return False
+
+    trial = Reports()
+    toy_trainer(tmp_path, TrainerConfig(max_epochs=3)).fit(MemoryTracker(), trial)
+    assert trial.finals == [False, False, True]
 
 
 def test_error_of_a_diverged_run_names_the_step(tmp_path: Path) -> None:
@@ -137,7 +160,7 @@ def test_error_of_a_diverged_run_names_the_step(tmp_path: Path) -> None:
 
 def test_prune_ends_the_run_after_the_epoch(tmp_path: Path) -> None:
     class PrunesSecond(Trial):
-        def report(self, step: int, metrics: Mapping[str, float]) -> bool:
+        def report(self, step: int, metrics: Mapping[str, float], *, final: bool = False) -> bool:
             return step == 2
 
     state = toy_trainer(tmp_path).fit(MemoryTracker(), PrunesSecond())
@@ -233,7 +256,7 @@ def test_restored_run_is_pruned_if_the_last_answer_says_so(tmp_path: Path) -> No
     """A resumed run reports its finished epochs again, and the answers may differ."""
 
     class PrunesFirst(Trial):
-        def report(self, step: int, metrics: Mapping[str, float]) -> bool:
+        def report(self, step: int, metrics: Mapping[str, float], *, final: bool = False) -> bool:
             return step == 1
 
     toy_trainer(tmp_path / "part", settings=TrainerConfig(max_epochs=1)).fit(
