@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFont
+from PIL import EpsImagePlugin, Image, ImageDraw, ImageFont
 
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.data import images
@@ -158,9 +158,18 @@ def test_printed_digit_keeps_its_aspect_ratio() -> None:
     assert width < 15
 
 
-def test_file_of_another_format_is_refused_whatever_its_name(tmp_path: Path) -> None:
-    """Pillow would start Ghostscript for EPS content, whatever the file's suffix says."""
+def test_file_of_another_format_starts_no_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow starts Ghostscript for EPS content, whatever the file's suffix says."""
+    started = tmp_path / "started"
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {started}\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # look for it again
     path = tmp_path / "digit.png"
     Image.new("RGB", (28, 28)).save(path, "EPS")
     with pytest.raises(UserError, match="not a readable picture"):
         images.read_image(path, SHAPE)
+    assert not started.exists()
