@@ -1,13 +1,20 @@
-"""The command line in real processes, each with a store of its own."""
+"""Run commands in real processes."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
+from types import MappingProxyType
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from tests.helpers import forkserver
+
+NONE: Mapping[str, str] = MappingProxyType({})
 ROOT = Path(__file__).parent.parent.parent
 HAS_MNIST = "MNIST_SWEEP_DATA" in os.environ
 # The smallest run that learns: real MNIST if MNIST_SWEEP_DATA is set, the embedded sample otherwise.
@@ -29,44 +36,66 @@ def command(*arguments: str, store: Path) -> list[str]:
     return [sys.executable, "-m", "mnist_sweep", f"store={store}", *arguments]
 
 
+def start(
+    *arguments: str,
+    module: str = "mnist_sweep",
+    prefix: Sequence[str] = (),
+    fresh: bool = False,
+    env: Mapping[str, str] = NONE,
+    **options: Any,
+) -> subprocess.Popen[str]:
+    """Start `python -m MODULE ARGUMENTS` in the repository.
+
+    Args:
+        prefix: a program that runs it, with its arguments.
+        fresh: start a new interpreter, not a fork that has imported the libraries.
+        env: variables to set.
+        options: of subprocess.Popen.
+    """
+    make = subprocess.Popen if fresh else forkserver.Popen
+    command = [*prefix, sys.executable, "-m", module, *arguments]
+    return make(command, env=environment(**env), text=True, **{"cwd": ROOT, **options})
+
+
+def run(*arguments: str, timeout: float = 300, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run `python -m MODULE ARGUMENTS` to its end. `options` are those of `start`."""
+    files = {"stdin": DEVNULL, "stdout": PIPE, "stderr": PIPE}
+    with start(*arguments, **{**files, **options}) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
 def cli(
     *arguments: str, store: Path, fresh: bool = False, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m mnist_sweep store=... ARGUMENTS` and return its exit code and output."""
-    return _run(f"store={store}", *arguments, env=env)
+    return run(f"store={store}", *arguments, fresh=fresh, env=env)
 
 
 def tool(name: str, *arguments: str, store: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Run the tool `python -m mnist_sweep NAME store=... ARGUMENTS`."""
-    return _run(name, f"store={store}", *arguments, env=env)
-
-
-def _run(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mnist_sweep", *arguments],
-        cwd=ROOT,
-        env=environment(**env),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return run(name, f"store={store}", *arguments, env=env)
 
 
 def succeed(*arguments: str, store: Path, **env: str) -> Path:
-    """A run that ends well; its directory."""
+    """Run `cli`, check that it succeeds and return the directory of the run."""
     done = cli(*arguments, store=store, **env)
     assert done.returncode == 0, done.stdout + done.stderr
     return run_directory(done.stdout)
 
 
 def run_directory(output: str) -> Path:
+    """Return the directory that a run prints."""
     prefix = "run directory: "
     return Path(next(ln.removeprefix(prefix) for ln in output.splitlines() if prefix in ln))
 
 
 def recorded(store: Path) -> list[Run]:
-    """The runs of a store as another process sees them, the newest first."""
+    """Return the runs of a store as another process sees them, the newest first."""
     client = MlflowClient(f"sqlite:///{store}/mlflow.db")
     experiment = client.get_experiment_by_name("mnist_sweep")
     return list(client.search_runs([experiment.experiment_id])) if experiment else []

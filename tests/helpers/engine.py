@@ -5,7 +5,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ import psutil
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.pool import NullPool
 
-from tests.helpers.cli import ROOT, environment
+from tests.helpers import cli
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -26,22 +25,27 @@ def start(
     store: Path,
     module: str = "tests.helpers.apps.sleeper",
     prefix: Sequence[str] = (),
+    fresh: bool = False,
     **env: str,
 ) -> subprocess.Popen[str]:
-    """A sweep in a process group of its own; its output in `store`/out.txt, one call after another.
+    """Start a sweep in a process group of its own. It appends its output to `store`/out.txt.
 
-    `prefix`: a program that runs it, with its arguments.
+    Args:
+        prefix: a program that runs it, with its arguments.
+        fresh: start a new interpreter, not a fork that has imported the libraries.
+        env: variables to set.
     """
     store.mkdir(exist_ok=True)
     with open(store / "out.txt", "a") as output:
-        return subprocess.Popen(
-            [*prefix, sys.executable, "-m", module, "-m", f"store={store}", *arguments],
-            cwd=ROOT,
-            env=environment(**env),
+        return cli.start(
+            *("-m", f"store={store}", *arguments),
+            module=module,
+            prefix=prefix,
+            fresh=fresh,
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            text=True,
             start_new_session=True,
         )
 
