@@ -126,23 +126,23 @@ def serve(server: socket.socket) -> list[str]:
         message, files, *_ = socket.recv_fds(server, 2**20, 3)
         if not message:
             os._exit(0)
-        pid_read, pid_write = os.pipe()
+        is_ready, says_ready = os.pipe()
         intermediate = os.fork()
         if not intermediate:
             intermediate = os.getpid()
-            child = os.fork()
-            if child:
-                os.write(pid_write, str(child).encode())
+            if os.fork():
                 os._exit(0)
             while os.getppid() == intermediate:
                 time.sleep(0.0005)
-            os.close(pid_read)
-            os.close(pid_write)
             server.close()
-            return _become(files, *json.loads(message))
+            _become(files, *json.loads(message))
+            os.write(says_ready, str(os.getpid()).encode())
+            for descriptor in (is_ready, says_ready):
+                os.close(descriptor)
+            return sys.orig_argv
         os.waitpid(intermediate, 0)
-        server.send(os.read(pid_read, 20))
-        for descriptor in (pid_read, pid_write, *files):
+        server.send(os.read(is_ready, 20))
+        for descriptor in (is_ready, says_ready, *files):
             os.close(descriptor)
 
 
@@ -158,9 +158,10 @@ def _end(codes: list[Any]) -> None:
 
 def _become(
     files: list[int], command: list[str], cwd: str, env: dict[str, str], new_session: bool
-) -> list[str]:
+) -> None:
     """Give this process what `subprocess.Popen` gives a new interpreter."""
     import numpy as np
+    import torch
 
     for number, descriptor in enumerate(files):
         os.dup2(descriptor, number)
@@ -175,7 +176,7 @@ def _become(
     multiprocessing.process.ORIGINAL_DIR = cwd  # type: ignore[attr-defined]
     random.seed()
     np.random.seed()
-    return command
+    torch.default_generator.seed()
 
 
 if __name__ == "__main__":
