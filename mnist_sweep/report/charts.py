@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 
 from mnist_sweep.analysis import figures
 from mnist_sweep.sweep import results
+from mnist_sweep.sweep.importances import Importances, importances
 from mnist_sweep.sweep.results import About, Configuration
 from mnist_sweep.sweep.study import get_trials
 from mnist_sweep.tracking.queries import History
@@ -49,7 +50,20 @@ def draw_charts(
         if len(points) > 1:
             figure = trade_off(points, cost=axis, score=score, maximize=maximize)
             charts.append(Chart(name, f"{score} against {title}", figure))
+    if shares := importances(study):
+        at = f" at epoch {shares.step}" if shares.step else ""
+        title = f"Parameter importances ({shares.n_trials} trials{at})"
+        charts.append(Chart("param_importances", title, importance_bars(shares)))
     return [*charts, *optuna_charts(study, about)]
+
+
+def importance_bars(importances: Importances) -> go.Figure:
+    """Draw each parameter's share of the variance of the objective, the largest on top."""
+    names, shares = list(importances.shares), list(importances.shares.values())
+    figure = go.Figure(go.Bar(x=shares, y=names, orientation="h", marker_color=figures.BLUE))
+    figure.update_layout(xaxis_title="share of the variance", xaxis_tickformat=".0%")
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return figure
 
 
 def learning_curves(histories: Mapping[str, History]) -> go.Figure:
@@ -127,7 +141,6 @@ def optuna_charts(study: optuna.Study, about: About) -> Iterator[Chart]:
         first["target"] = lambda trial: trial.values[0]
     for name, title in {
         "optimization_history": "Objective value of each trial",
-        "param_importances": "Parameter importances",
         "slice": "Objective value against each parameter",
         "parallel_coordinate": "All parameters of every trial (darker lines are better)",
     }.items():

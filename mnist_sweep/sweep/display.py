@@ -20,6 +20,7 @@ from mnist_sweep.common.console import console
 from mnist_sweep.common.console import table as as_table
 from mnist_sweep.sweep import results
 from mnist_sweep.sweep import study as storage
+from mnist_sweep.sweep.importances import importances
 from mnist_sweep.sweep.results import About, assignments
 from mnist_sweep.sweep.space import Space
 from mnist_sweep.sweep.study import DONE, get_trials, own_failure
@@ -29,7 +30,6 @@ log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 MAX_ROWS = 20
-MIN_IMPORTANCES = 4  # complete trials
 
 
 def preview(points: Sequence[dict[str, Any]], space: Space, *, grid: bool) -> None:
@@ -112,8 +112,7 @@ def summary(study: optuna.Study, plan: Plan, links: Mapping[str, str]) -> None:
     elif len(plan.metrics) == 1:
         log.info("\nbest: %s", _line(study.best_trial, plan))
         log.info("train it again: %s", About.of(study).command(study.best_trial.params))
-        if importances := _importances(study):
-            shares = ", ".join(f"{name} {share:.0%}" for name, share in importances.items())
+        if shares := importances(study):
             log.info("parameter importances: %s", shares)
     else:
         log.info("\n%d trials on the Pareto front:", len(study.best_trials))
@@ -132,18 +131,6 @@ def _save_results(study: optuna.Study, plan: Plan) -> None:
     elif (best := _best(study)) is not None:
         content |= {"best_params": best.params, "best_value": best.value}
     OmegaConf.save(OmegaConf.create(content), plan.directory / "optimization_results.yaml")
-
-
-def _importances(study: optuna.Study) -> dict[str, float]:
-    complete = get_trials(study, TrialState.COMPLETE)
-    same_values = len({t.value for t in complete}) < 2
-    if len(complete) < MIN_IMPORTANCES or same_values or not complete[0].params:
-        return {}
-    try:
-        return optuna.importance.get_param_importances(study)
-    except (ValueError, RuntimeError) as error:  # e.g. no parameter that all trials have
-        log.debug("importances: %s", error)
-        return {}
 
 
 def _best(study: optuna.Study) -> FrozenTrial | None:
