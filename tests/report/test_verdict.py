@@ -61,7 +61,9 @@ def test_verdict_tests_the_lead_over_several_seeds(
 def test_verdict_of_one_seed_tests_the_validation_images() -> None:
     configurations = results.ranked(make_study(({"model": "a"}, 0.99), ({"model": "b"}, 0.98)))
     correct = {0: np.ones(1000, bool), 1: np.arange(1000) >= 10}
-    more_than_noise = "Its lead over model=b (98.00) is 1 percentage points. This is more than noise (McNemar"
+    more_than_noise = (
+        "Its lead over model=b (98.00) is 1 percentage points. This is more than noise (McNemar"
+    )
     assert more_than_noise in verdict(configurations, ABOUT, correct)[1]
     correct[1] = np.arange(1000) >= 2  # the models disagree on two images, as two coins might
     assert "This may be noise (McNemar" in verdict(configurations, ABOUT, correct)[1]
