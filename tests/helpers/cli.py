@@ -1,6 +1,7 @@
 """Run commands in real processes."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -99,3 +100,9 @@ def recorded(store: Path) -> list[Run]:
     client = MlflowClient(f"sqlite:///{store}/mlflow.db")
     experiment = client.get_experiment_by_name("mnist_sweep")
     return list(client.search_runs([experiment.experiment_id])) if experiment else []
+
+
+def free_port() -> int:
+    """Return a port of this machine that no server listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])

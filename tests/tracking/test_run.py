@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -19,7 +19,6 @@ from mlflow.entities import Run
 from mnist_sweep.common import processes
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.data.dataset import load_dataset
-from mnist_sweep.tools.ui import free_port
 from mnist_sweep.tracking import provenance
 from mnist_sweep.tracking import run as tracking
 from mnist_sweep.training import checkpoint
@@ -29,10 +28,11 @@ from tests.helpers.cli import (
     ROOT,
     SMALL,
     cli,
-    command,
     environment,
+    free_port,
     recorded,
     run_directory,
+    start,
     succeed,
 )
 from tests.helpers.configs import composed
@@ -209,7 +209,7 @@ def test_server_that_never_answers_is_an_error_in_time(store: Path) -> None:
 @pytest.mark.slow
 def test_run_is_recorded_on_a_server(fresh: Path, tmp_path: Path) -> None:
     """With `tracking.uri` of a server, MLflow writes nothing under `store`."""
-    with served(tmp_path, free_port(0)) as uri:
+    with served(tmp_path, free_port()) as uri:
         directory = run_directory(cli(*SMALL, f"tracking.uri={uri}", store=fresh).stdout)
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name("mnist_sweep")
@@ -224,17 +224,11 @@ def test_run_is_recorded_on_a_server(fresh: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_run_waits_for_a_server_that_comes_back(store: Path, tmp_path: Path) -> None:
-    port = free_port(0)
+    port = free_port()
     with served(tmp_path, port) as uri:
         arguments = (*SMALL, "trainer.max_epochs=3", "tracking.log_model=false")
-        run = subprocess.Popen(
-            command(*arguments, f"tracking.uri={uri}", store=store),
-            cwd=ROOT,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        both: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        run = start(f"store={store}", *arguments, f"tracking.uri={uri}", **both)
         assert run.stdout is not None
         for line in run.stdout:
             if line.startswith("epoch 1/"):
