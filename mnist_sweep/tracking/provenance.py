@@ -35,14 +35,11 @@ def git_state() -> tuple[str, str]:
         return done.stdout.decode(errors="replace")  # a changed file may be in any encoding
 
     try:
-        git(
-            "ls-files", "--error-unmatch", "--", __file__
-        )  # fails if git does not track this package
+        # this fails if git does not track the package
+        git("ls-files", "--error-unmatch", "--", __file__)
         new = git("ls-files", "--others", "--exclude-standard", "--full-name", "--", *folders)
-        diff = git("diff", "HEAD", "--", *folders) + "".join(
-            f"new file: {name}\n" for name in new.splitlines()
-        )
-        return git("rev-parse", "HEAD").strip(), diff
+        new_files = "".join(f"new file: {name}\n" for name in new.splitlines())
+        return git("rev-parse", "HEAD").strip(), git("diff", "HEAD", "--", *folders) + new_files
     except (OSError, subprocess.CalledProcessError):
         return "none", ""
 

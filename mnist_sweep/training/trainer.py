@@ -194,6 +194,7 @@ class Trainer:
             with self._signals.installed():
                 for epoch, metrics in self._epochs():
                     tracker.log_metrics(metrics, step=epoch)
+                    self.state.pruned = False  # only the latest answer counts
                     final = epoch == self.state.epoch and self._is_finished()
                     self.state.pruned = trial.report(epoch, metrics, final=final)
         except RuntimeError as error:  # torch.OutOfMemoryError is one

@@ -328,19 +328,34 @@ def test_two_processes_prepare_a_new_store_at_once(fresh: Path) -> None:
     assert len(ids) == 1
 
 
-def test_git_state_includes_new_files_and_any_encoding(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    package = tmp_path / "package"
-    (package / "tracking").mkdir(parents=True)
-    (package / "old.py").write_text("")
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
-    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
-        subprocess.run([*git, *arguments], check=True)
-    monkeypatch.setattr(provenance, "__file__", str(package / "tracking" / "provenance.py"))
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A git repository with a package whose provenance module is the one under test."""
+    module = tmp_path / "package" / "tracking" / "provenance.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    monkeypatch.setattr(provenance, "__file__", str(module))
+    return tmp_path
+
+
+def git(folder: Path, *arguments: str) -> None:
+    user = "-c", "user.name=a", "-c", "user.email=a@b"
+    subprocess.run(["git", "-C", str(folder), *user, *arguments], check=True)
+
+
+def test_git_state_includes_new_files_and_any_encoding(checkout: Path) -> None:
     assert provenance.git_state.__wrapped__()[1] == ""
-    (package / "old.py").write_bytes("# grün".encode("latin-1"))
-    (package / "new.py").write_text("")
+    (checkout / "package" / "tracking" / "provenance.py").write_bytes("# grün".encode("latin-1"))
+    (checkout / "package" / "new.py").write_text("")
     _, diff = provenance.git_state.__wrapped__()
     assert "gr\N{REPLACEMENT CHARACTER}n" in diff
     assert diff.endswith("new file: package/new.py\n")
+
+
+def test_git_state_of_a_package_that_git_does_not_track_is_none(checkout: Path) -> None:
+    """As in an environment inside the checkout of another project."""
+    git(checkout, "rm", "-q", "--cached", "package/tracking/provenance.py")
+    assert provenance.git_state.__wrapped__() == ("none", "")

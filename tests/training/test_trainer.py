@@ -252,6 +252,20 @@ def test_restored_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert list(tracker.epochs) == [1, 2, 3]  # the record is complete
 
 
+def test_restored_run_that_is_pruned_again_stops(tmp_path: Path) -> None:
+    """An earlier answer of the resumed trial does not make its last epoch a final one."""
+
+    class PrunesUnlessFinal(Trial):
+        def report(self, step: int, metrics: Mapping[str, float], *, final: bool = False) -> bool:
+            return not final
+
+    toy_trainer(tmp_path / "part", TrainerConfig(max_epochs=2)).fit(MemoryTracker(), Trial())
+    rest = toy_trainer(tmp_path / "rest", TrainerConfig(max_epochs=5))
+    rest.restore(tmp_path / "part")
+    state = rest.fit(MemoryTracker(), PrunesUnlessFinal())
+    assert (state.epoch, state.pruned) == (2, True)
+
+
 def test_restored_run_is_pruned_if_the_last_answer_says_so(tmp_path: Path) -> None:
     """A resumed run reports its finished epochs again, and the answers may differ."""
 
