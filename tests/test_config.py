@@ -57,7 +57,8 @@ def test_seed_zero_is_a_seed() -> None:
 def test_differences_name_what_a_resumed_run_changed() -> None:
     old = composed("seed=1", "store=a", "tracking=none")
     new = composed("seed=1", "optimizer.lr=0.5", "store=b", "trainer.resume=c")
-    assert differences(old, new) == ["optimizer.lr: 0.001 -> 0.5"]
+    assert differences(old, new, new.sweep.may_change) == ["optimizer.lr: 0.001 -> 0.5"]
+    assert differences(old, new, ["optimizer", "tracking"]) == ["store: a -> b"]
 
 
 def test_flatten_resolves_and_keeps_empty_values() -> None:
