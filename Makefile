@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 sweep: setup
-	$(BIN)/python -m mnist_sweep -m model=simple,deeper,vgg trainer=quick
+	$(BIN)/python -m mnist_sweep -m model=simple,deeper,vgg trainer=quick data.train_size=4000
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not browser and not postgres"
