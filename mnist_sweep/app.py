@@ -23,7 +23,7 @@ from mnist_sweep.common.program import command_line, program
 from mnist_sweep.sweep import Trial, current_trial
 from mnist_sweep.sweep.config import OWN_KEYS
 from mnist_sweep.tools.command import TOOLS, list_tools, run_tool
-from mnist_sweep.tracking.tracker import make_tracker
+from mnist_sweep.tracking.factory import make_tracker
 
 # By default Python collects cyclic garbage every 700 objects, a fifth of the time of the imports to come.
 gc.set_threshold(10_000)

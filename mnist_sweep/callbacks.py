@@ -12,7 +12,7 @@ from mnist_sweep.sweep import Sweep, SweepCallback
 from mnist_sweep.sweep.hydra_internals import job_error
 
 if TYPE_CHECKING:
-    import optuna
+    from mnist_sweep.sweep.callback import Study
 
 
 class DiscardFailedStart(Callback):
@@ -61,9 +61,7 @@ class KeepBest(SweepCallback):
     With several objectives it keeps those of the Pareto front.
     """
 
-    def on_sweep_end(
-        self, sweep: Sweep, study: "optuna.Study", error: BaseException | None
-    ) -> None:
+    def on_sweep_end(self, sweep: Sweep, study: "Study", error: BaseException | None) -> None:
         top_k, tracking = sweep.config.sweep.top_k, sweep.config.tracking
         if error is not None or top_k is None:
             return

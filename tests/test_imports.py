@@ -1,89 +1,153 @@
-"""Imports point one way, and each outside library has one owner."""
+"""Imports point one way, each outside library has one owner, and the engine stands alone."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "mnist_sweep"
-LEAVES = (
-    *("errors", "config", "data", "models", "metrics", "figures", "checkpoint"),
-    *("device", "graphs", "interrupt", "provenance", "reporting"),
+from tests.helpers import engine
+from tests.helpers.cli import ROOT, environment
+
+PACKAGE = ROOT / "mnist_sweep"
+# From the bottom to the top. A part imports from itself and from the layers below it.
+LAYERS = (
+    ("__init__", "common"),
+    ("sweep", "architecture"),
+    ("models", "data"),
+    ("sources", "tracking"),
+    ("analysis",),
+    ("training",),
+    ("config",),
+    ("report",),
+    ("callbacks",),
+    ("tools",),
+    ("app",),
+    ("__main__",),
 )
+LAYER = {part: i for i, layer in enumerate(LAYERS) for part in layer}
 OWNERS = {
-    "mlflow": ("tracking", "recorded", "registry", "benchmark"),
-    "optuna": ("sweep", "report", "benchmark"),
-    "matplotlib": ("figures",),
+    "mlflow": {"tracking"},
+    "optuna": {"sweep", "report"},
+    "matplotlib": {"analysis"},
+    "plotly": {"report"},
 }
+# Private names: what gives them away, and the one module that uses them.
+PRIVATE = {
+    "Hydra": (r"hydra\._internal|\._return_value", "mnist_sweep.sweep.hydra_internals"),
+    "Optuna": (
+        r"\._(storage|trial_id|study_id|suggest|get_stale_trial_ids)\b",
+        "mnist_sweep.sweep.optuna_internals",
+    ),
+    "Hydra's Optuna sweeper": (r"hydra_optuna_sweeper\._impl", "mnist_sweep.sweep.space"),
+}
+HEAVY = ("torch", "mlflow", "matplotlib", "optuna", "ray", "pandas", "numpy", "plotly")
 
 
 def module_name(path: Path) -> str:
-    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def imports(path: Path) -> set[str]:
-    """Every module that `path` imports, as dotted names; what it runs as a script left out."""
+def imports(name: str) -> set[str]:
+    """All modules that a module imports, at any depth: in functions and in `if` blocks too."""
     found = set()
-    tree = ast.parse(path.read_text())
-    tree.body = [n for n in tree.body if not ast.unparse(n).startswith("if __name__ ==")]
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
+            assert node.level == 0, f"{name}: relative import"
+            # `from package import module` names a module, `from module import name` does not
             names = {f"{node.module}.{alias.name}" for alias in node.names}
-            # `from mnist_sweep import data` names modules, `from mnist_sweep.data import X` one
             found |= {n if n in MODULES else str(node.module) for n in names}
     return found
 
 
-def project_imports(path: Path) -> set[str]:
-    return {n for n in imports(path) if n.split(".")[0] == "mnist_sweep"}
+def project_imports(name: str) -> set[str]:
+    return imports(name) & set(MODULES)
 
 
-@pytest.mark.parametrize("leaf", LEAVES)
-def test_leaf_imports_leaves_without_imports(leaf: str) -> None:
-    assert project_imports(PACKAGE / f"{leaf}.py") <= {"mnist_sweep.errors", "mnist_sweep.metrics"}
+def part(name: str) -> str:
+    """The top-level module or package that a module belongs to."""
+    return name.split(".")[1] if "." in name else "__init__"
 
 
-def test_trainer_is_given_what_it_works_with() -> None:
-    forbidden = {f"mnist_sweep.{n}" for n in ("models", "tracking", "figures", "train", "app")}
-    assert not project_imports(PACKAGE / "trainer.py") & forbidden
+def test_every_part_has_a_layer() -> None:
+    assert {part(name) for name in MODULES} == set(LAYER)
 
 
-def test_nothing_imports_main() -> None:
-    for name, path in MODULES.items():
-        assert "mnist_sweep.__main__" not in imports(path), name
+@pytest.mark.parametrize("name", MODULES)
+def test_module_imports_from_its_own_part_and_from_layers_below(name: str) -> None:
+    for other in project_imports(name):
+        below = LAYER[part(other)] < LAYER[part(name)]
+        assert below or part(other) == part(name), f"{name} imports {other}"
 
 
-def test_sweep_reaches_training_only_through_the_task_function() -> None:
-    forbidden = {f"mnist_sweep.{n}" for n in ("trainer", "data", "models", "app")}
-    for name, path in MODULES.items():
-        if name.startswith("mnist_sweep.sweep"):
-            assert not project_imports(path) & forbidden, name
-            # the one thing the driver does for all trials: to fetch the data before they start
-            source = path.read_text().replace("from mnist_sweep.train import load_data", "")
-            assert "mnist_sweep.train" not in source, name
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    for name in MODULES:
+        assert name not in set(reachable(name)), f"{name} imports itself through others"
+
+
+def reachable(name: str) -> Iterator[str]:
+    """The modules that a module imports, directly or through others."""
+    seen: set[str] = set()
+    left = list(project_imports(name))
+    while left:
+        other = left.pop()
+        if other not in seen:
+            seen.add(other)
+            yield other
+            left += project_imports(other)
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if part(n) == "sweep"])
+def test_engine_imports_nothing_of_the_project_but_common(name: str) -> None:
+    assert {part(other) for other in project_imports(name)} <= {"sweep", "common"}
 
 
 @pytest.mark.parametrize("library", OWNERS)
 def test_library_has_one_owner(library: str) -> None:
-    users = {
-        n for n, path in MODULES.items() if library in {i.split(".")[0] for i in imports(path)}
-    }
-    assert {name.split(".")[1] for name in users} <= set(OWNERS[library]), users
+    users = {n for n in MODULES if library in {i.split(".")[0] for i in imports(n)}}
+    assert {part(name) for name in users} <= OWNERS[library], users
+
+
+@pytest.mark.parametrize("owner", PRIVATE)
+def test_private_names_are_used_in_one_module(owner: str) -> None:
+    pattern, home = PRIVATE[owner]
+    users = {name for name, path in MODULES.items() if re.search(pattern, path.read_text())}
+    assert users <= {home}
 
 
 def test_command_line_starts_without_the_heavy_packages() -> None:
-    code = (
-        "import sys, mnist_sweep.app;"
-        "print([m for m in ('torch', 'mlflow', 'matplotlib', 'optuna', 'ray') if m in sys.modules])"
-    )
+    code = f"import sys, mnist_sweep.app; print([m for m in {HEAVY} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("space", ["x=1,2", "x=interval(0,1)"])
+def test_engine_works_where_torch_and_mlflow_cannot_be_imported(space: str, tmp_path: Path) -> None:
+    for library in ("torch", "mlflow"):
+        (tmp_path / library).mkdir()
+        (tmp_path / library / "__init__.py").write_text(f"raise ImportError('no {library} here')")
+    env = environment(PYTHONPATH=str(tmp_path))
+    failed = subprocess.run([sys.executable, "-c", "import torch"], env=env, check=False)
+    assert failed.returncode == 1, "the library is really missing"
+    store = tmp_path / "store"
+    arguments = (space, "sweep.n_trials=2", "sweep.name=alone")
+    code, output = engine.run(*arguments, store=store, PYTHONPATH=str(tmp_path))
+    assert code == 0, output
+    assert engine.states(engine.trials(store, "alone")) == {"COMPLETE": 2}
+
+
+def test_map_of_the_packages_is_complete() -> None:
+    """Each row of CONTRIBUTING.md's table names a path, and each part of the tree has a row."""
+    rows = re.findall(r"^\| `([^`]+)` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    files = {f"mnist_sweep/{path.name}" for path in PACKAGE.glob("*.py")}
+    folders = {f"mnist_sweep/{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
+    assert sorted(rows) == sorted(files | folders | {"benchmarks/", "conf/", "docs/", "tests/"})

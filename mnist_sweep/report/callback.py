@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from mnist_sweep.sweep import Sweep, SweepCallback
 
 if TYPE_CHECKING:
-    import optuna
+    from mnist_sweep.sweep.callback import Study
 
 log = logging.getLogger(__name__)
 
@@ -14,9 +14,7 @@ log = logging.getLogger(__name__)
 class WriteReport(SweepCallback):
     """Writes report/ in the sweep's directory, unless `sweep.report` is false."""
 
-    def on_sweep_end(
-        self, sweep: Sweep, study: "optuna.Study", error: BaseException | None
-    ) -> None:
+    def on_sweep_end(self, sweep: Sweep, study: "Study", error: BaseException | None) -> None:
         tracking = sweep.config.tracking
         if error is not None or not sweep.config.sweep.report:
             return

@@ -8,7 +8,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 if TYPE_CHECKING:
-    import optuna
+    from optuna import Study as Study
 
 
 @dataclass
@@ -44,10 +44,8 @@ class SweepCallback(Callback):
     def on_sweep_prepare(self, sweep: Sweep) -> None:
         """Called after the sweep was checked and before anything is created."""
 
-    def on_sweep_start(self, sweep: Sweep, study: "optuna.Study") -> None:
+    def on_sweep_start(self, sweep: Sweep, study: "Study") -> None:
         """Called before the first trial."""
 
-    def on_sweep_end(
-        self, sweep: Sweep, study: "optuna.Study", error: BaseException | None
-    ) -> None:
+    def on_sweep_end(self, sweep: Sweep, study: "Study", error: BaseException | None) -> None:
         """Called after the last trial, or with the error or signal that ended the sweep early."""

@@ -31,9 +31,9 @@ class Importances(NamedTuple):
 def importances(study: optuna.Study) -> Importances | None:
     """Importances by fANOVA (Hutter et al. 2014); None if the trials are too few or all alike.
 
-    Optuna's default evaluator, PED-ANOVA, asks what tells good trials from the best: a parameter that
-    all good trials share has no importance there, however much it matters. Pruned trials count too. Because they have no final value, all trials are compared at the last
-    step that each of them reported.
+    Pruned trials count too. Because they have no final value, all trials are compared at the last
+    step that each of them reported. Optuna's default evaluator, PED-ANOVA, asks what tells the best
+    trials from good ones. A parameter that all good trials share has no importance there.
     """
     trials = get_trials(study, *DONE)
     step = None

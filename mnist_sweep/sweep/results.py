@@ -59,6 +59,12 @@ def ranked(study: optuna.Study) -> list[Configuration]:
     return sorted(configurations, key=lambda c: c.score, reverse=maximizes(study))
 
 
+def count_states(study: optuna.Study) -> dict[str, int]:
+    """Number of trials in each final state: complete, pruned and fail."""
+    trials = get_trials(study)
+    return {s.name.lower(): storage.count(trials, s) for s in TrialState if s.is_finished()}
+
+
 def maximizes(study: optuna.Study) -> bool:
     return study.directions[0] is StudyDirection.MAXIMIZE
 

@@ -17,7 +17,7 @@ from mnist_sweep.data.checks import check_dataset, count_classes
 from mnist_sweep.data.dataset import Dataset, load_dataset, to_float
 from mnist_sweep.sweep.trial import Trial
 from mnist_sweep.tools.output import make_output_directory
-from mnist_sweep.tracking.tracker import make_tracker
+from mnist_sweep.tracking.factory import make_tracker
 from mnist_sweep.training.device import describe
 
 log = logging.getLogger(__name__)

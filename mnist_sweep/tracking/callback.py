@@ -14,7 +14,7 @@ from mnist_sweep.common.errors import without_password
 from mnist_sweep.sweep import Sweep, SweepCallback
 
 if TYPE_CHECKING:
-    import optuna
+    from mnist_sweep.sweep.callback import Study
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class RecordSweep(SweepCallback):
     def __getstate__(self) -> dict[str, Any]:
         return {}  # workers receive the callbacks too, and need nothing of this one
 
-    def on_sweep_start(self, sweep: Sweep, study: "optuna.Study") -> None:
+    def on_sweep_start(self, sweep: Sweep, study: "Study") -> None:
         config = sweep.config
         self._run = ExitStack()
         self._tracker: Any = None
@@ -52,9 +52,7 @@ class RecordSweep(SweepCallback):
             self.uri, experiment_id, sweep.name, config.store
         )
 
-    def on_sweep_end(
-        self, sweep: Sweep, study: "optuna.Study", error: BaseException | None
-    ) -> None:
+    def on_sweep_end(self, sweep: Sweep, study: "Study", error: BaseException | None) -> None:
         if self._tracker is None:
             return
         try:
@@ -64,15 +62,12 @@ class RecordSweep(SweepCallback):
             self._run.__exit__(type(error) if error else None, error, None)
             self._prepare()  # closes the runs of workers that were killed
 
-    def _finish(self, sweep: Sweep, study: "optuna.Study") -> None:
+    def _finish(self, sweep: Sweep, study: "Study") -> None:
         """Record the figures, register the best model, keep the report."""
-        from optuna.trial import TrialState
+        from mnist_sweep.sweep.results import count_states
 
-        from mnist_sweep.sweep.study import count, get_trials
-
-        trials = get_trials(study)
-        states = {s.name.lower(): float(count(trials, s)) for s in TrialState if s.is_finished()}
-        metrics = {f"trials/{name}": n for name, n in states.items()}
+        states = count_states(study)
+        metrics = {f"trials/{name}": float(n) for name, n in states.items()}
         if states["complete"] and not sweep.config.sweep.objectives:
             metrics[f"best/{sweep.config.objective}"] = study.best_value
         self._tracker.log_metrics(metrics, step=0)
@@ -83,7 +78,7 @@ class RecordSweep(SweepCallback):
         if (report := sweep.directory / "report").is_dir():
             self._tracker.log_artifacts(partial(shutil.copytree, report, dirs_exist_ok=True))
 
-    def _register_best(self, sweep: Sweep, study: "optuna.Study") -> None:
+    def _register_best(self, sweep: Sweep, study: "Study") -> None:
         from mnist_sweep.sweep import results
         from mnist_sweep.tracking import queries, registry
 
