@@ -1,4 +1,4 @@
-"""What a message may show."""
+"""Passwords in messages."""
 
 import pytest
 
@@ -16,6 +16,6 @@ from mnist_sweep.common.errors import without_password
         ("sqlite:////tmp/a/optuna.db", "sqlite:////tmp/a/optuna.db"),
     ],
 )
-def test_password_is_masked_and_nothing_else(url: str, shown: str | None) -> None:
+def test_only_the_password_is_masked(url: str, shown: str | None) -> None:
     shown = shown or "postgresql://host/db?user=ann&password=***&x=1"
     assert without_password(url) == shown

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import EpsImagePlugin, Image, ImageDraw, ImageFont
 
 from mnist_sweep.common.errors import UserError
@@ -82,10 +83,12 @@ def as_file(picture: Image.Image) -> io.BytesIO:
 
 @pytest.fixture(scope="module")
 def model():
-    from mnist_sweep.tools.trained_model import _from_checkpoint
+    """The trained model of `tests.helpers.trained`."""
+    from mnist_sweep.tools.trained_model import load_model
 
     (best,) = store().rglob("best.pt")
-    return _from_checkpoint(best.parent)
+    cfg = {"store": str(store()), "tracking": {"uri": None}}
+    return load_model(OmegaConf.create(cfg), str(best))
 
 
 @pytest.mark.parametrize("case", CASES)

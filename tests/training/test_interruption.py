@@ -109,9 +109,8 @@ def test_run_resumed_after_sigkill_ends_bit_identical(store: Path, whole: Path) 
     assert_same_checkpoints(whole, run_directory(done.stdout))
     finished, killed = recorded(store)
     assert (finished.info.status, killed.info.status) == ("FINISHED", "KILLED")
-    assert (
-        finished.data.metrics["run_s"] > finished.data.metrics["fit_s"] > 1000
-    )  # the sum over both attempts
+    metrics = finished.data.metrics
+    assert metrics["run_s"] > metrics["fit_s"] > 1000  # includes the interrupted attempt
 
 
 @pytest.mark.slow
