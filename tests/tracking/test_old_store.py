@@ -75,7 +75,7 @@ def predict(store: Path, source: str) -> np.ndarray:
     """Probabilities of the embedded test images, from the model that `source` names."""
     tracking = {"uri": None, "register": None}
     cfg = {"store": str(store), "source": None, "tracking": tracking, "allow_pickle": False}
-    model = trained_model.load(OmegaConf.create(cfg), source)
+    model = trained_model.load_model(OmegaConf.create(cfg), source)
     return model.probabilities(embedded_mnist().test_images)
 
 
@@ -90,7 +90,7 @@ def test_sweep_has_a_report(store: Path, uri: str, tmp_path: Path) -> None:
 
 
 def test_runs_of_the_sweep_are_found(uri: str) -> None:
-    runs = queries.finished_runs(uri, "1", sweep="old", ids=[])
+    runs = queries.trained_runs(uri, "1", "old")
     assert [run.data.tags["trial"] for run in runs] == ["0", "1"]
 
 
