@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -293,8 +292,6 @@ def start_run(store: Path, tags: Mapping[str, str]) -> MlflowClient:
         ({}, "RUNNING"),  # this process
         ({"pid": "999999999"}, "KILLED"),
         ({"process_started": "1.00"}, "KILLED"),  # another process has the pid now
-        # as earlier versions wrote it
-        ({"process_started": f"{psutil.Process().create_time():.2f}"}, "RUNNING"),
         ({"boot_id": "an earlier one"}, "KILLED"),
         ({"host": "another machine"}, "RUNNING"),  # its processes are unknown here
     ],
