@@ -84,6 +84,7 @@ def main() -> None:
         with suppress(BrokenPipeError):  # of `| head`
             print(list_tools(program()), flush=True)
     elif name in TOOLS:
+        COMPOSED.set()  # run_tool raises a UserError if the composition fails
         _exit_on_error(lambda: run_tool(name, arguments[1:], program()))
     else:
         # Hydra would print its errors and exit with 1. With this set it raises them.

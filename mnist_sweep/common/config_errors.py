@@ -1,4 +1,4 @@
-"""Words the errors of composing a configuration."""
+"""Words the errors that Hydra and OmegaConf raise while they compose a configuration."""
 
 from hydra.errors import MissingConfigException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -7,7 +7,7 @@ from mnist_sweep.common.errors import did_you_mean
 
 
 def explain(error: Exception) -> str:
-    """The error of a composition in a line or two, with the choices that would work."""
+    """Return the message of an error in a line or two, with the valid choices."""
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         hint = did_you_mean(choice, error.options)
@@ -19,7 +19,7 @@ def explain(error: Exception) -> str:
         return str(error).strip()
     key = cause.full_key or str(cause.key)
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
-        choices = [str(k) for k in cause.parent_node if not str(k).startswith("_")]
+        choices = [str(k) for k in cause.parent_node if not str(k).startswith("_") and k != "hydra"]
         hint = did_you_mean(str(cause.key), choices)
         return f"{key}: no such key{hint}; there are {', '.join(choices) or 'none'}"
     reason = str(cause.msg or cause).splitlines()[0]

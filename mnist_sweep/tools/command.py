@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import json
 import logging
+import re
 import shlex
 import sys
 import textwrap
@@ -19,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mnist_sweep import config
 from mnist_sweep.common.config_errors import explain
-from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.errors import UserError, did_you_mean
 from mnist_sweep.tools import config as schemas
 
 
@@ -32,8 +33,9 @@ class Tool(NamedTuple):
     config: str = ""  # file under conf/; by default the tool's name
 
     @property
-    def fields(self) -> dict[str, "dataclasses.Field[Any]"]:
-        return {each.name: each for each in dataclasses.fields(self.schema)}
+    def settings(self) -> dict[str, "dataclasses.Field[Any]"]:
+        """The fields of the schema by their names on the command line."""
+        return {ALIASES.get(f.name, f.name): f for f in dataclasses.fields(self.schema)}
 
 
 _MODEL = "[model=MODEL] [key=value ...]"
@@ -48,7 +50,7 @@ TOOLS = {
     "report": Tool("report", schemas.ReportConfig, "[sweep=NAME] [key=value ...]"),
     "ui": Tool("ui", schemas.UiConfig),
 }
-ALIASES = {"model": "source"}  # what the command line calls a setting; `model` is a config group
+ALIASES = {"source": "model"}  # {setting: its name on the command line}; `model` is a config group
 
 
 def list_tools(program: Sequence[str]) -> str:
@@ -97,13 +99,13 @@ def _split(
     A setting whose type is text takes the argument as typed, so that names and paths may contain
     quotes, commas and spaces. A list of text is separated by commas.
     """
-    types = get_type_hints(tool.schema)
+    types, settings = get_type_hints(tool.schema), tool.settings
     texts: dict[str, str | list[str] | None] = {}
     overrides, files = [], []
     for argument in arguments:
         name, is_setting, value = argument.partition("=")
-        key = ALIASES.get(name, name)
-        if "files" in types and (not is_setting or Path(argument).exists()):
+        key = settings[name].name if name in settings else ""
+        if "files" in settings and (not is_setting or Path(argument).exists()):
             files.append(argument)
         elif is_setting and types.get(key) in (str, str | None):
             texts[key] = None if value == "null" and types[key] is not str else value
@@ -111,10 +113,21 @@ def _split(
             names = value.removeprefix("[").removesuffix("]").split(",")
             texts[key] = [each.strip() for each in names if each.strip()]
         else:
+            _check_override(tool, argument)
             overrides.append(argument)
     if files:
         texts["files"] = files
     return overrides, texts
+
+
+def _check_override(tool: Tool, argument: str) -> None:
+    """Raise UserError if an argument does not override one of the tool's settings."""
+    if "=" not in argument and not argument.startswith("~"):
+        raise UserError(f"{argument}: expected key=value")
+    root = re.split(r"[=.@]", argument.lstrip("+~"))[0]
+    if not tool.config and root not in (*tool.settings, "hydra"):
+        hint = did_you_mean(root, tool.settings)
+        raise UserError(f"{root}: no such setting{hint}; there are {', '.join(tool.settings)}")
 
 
 def _compose(
@@ -139,18 +152,17 @@ def _help(name: str, tool: Tool, program: str) -> str:
     cfg, chosen = _compose(tool.config or name, [], {})
     defaults = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(defaults, dict)
-    names = {key: alias for alias, key in ALIASES.items()}
     lines = []
-    for key, each in tool.fields.items():
+    for key, field in tool.settings.items():
         if key == "files":  # given without a key
             continue
-        value, comment = defaults[key], each.metadata["comment"]
+        value, comment = defaults[field.name], field.metadata["comment"]
         if isinstance(value, dict):  # a config group
             choices = sorted(path.stem for path in (config.CONF_DIR / key).glob("*.yaml"))
             comment += f": {', '.join(choices)}; {key}.* are its settings"
             value = chosen[key]
         value = value if isinstance(value, str) else json.dumps(value)
-        lines.append(f"  {names.get(key, key)}={value}")
+        lines.append(f"  {key}={value}")
         lines.append(textwrap.indent(textwrap.fill(comment, 92), "      "))
     return "\n".join(
         [
