@@ -108,12 +108,12 @@ def draw_pictures(details: RunDetails) -> list[Picture]:
     n_classes = predictions.test.shape[2]
     classes = data.classes if data else tuple(map(str, range(n_classes)))
     pictures = []
-    for number, name, test in zip(details.runs, predictions.names, predictions.test, strict=True):
+    for (number, run), test in zip(details.runs.items(), predictions.test, strict=True):
         matrix = metrics.confusion_matrix(test.argmax(1), predictions.test_labels, n_classes)
-        title = figures.confusion_title(matrix, f"trial {number}, {name}")
+        title = figures.confusion_title(matrix, f"trial {number}, {run.info.run_name}")
         figure = figures.confusion_matrix(matrix, classes, title)
         pictures.append(Picture(f"confusion_matrix_{number}", title, figure))
-    if len(predictions.names) > 1:
+    if len(details.runs) > 1:
         title = "Test images that two models both get wrong"
         wrong = metrics.errors(predictions.test, predictions.test_labels)
         names = [f"trial {number}" for number in details.runs]

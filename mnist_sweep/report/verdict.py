@@ -57,8 +57,8 @@ def verdict(configurations: Sequence[Configuration], about: About, correct: Corr
     ]
     if metric.startswith("val/"):
         sentences.append(
-            f"Choosing the best of {len(configurations)} makes its {metric} slightly optimistic. The "
-            "choice does not affect the test accuracy."
+            f"Choosing the best of {len(configurations)} configurations makes its {metric} slightly "
+            "optimistic. The choice does not affect the test accuracy."
         )
     return sentences
 
@@ -130,7 +130,7 @@ def next_steps(configurations: Sequence[Configuration], about: About) -> list[St
     last, best_epoch = best.trials[0].last_step, best.summaries("best_epoch")
     if last and best_epoch and best_epoch[0] == last:
         suggest(
-            f"The best run still improved in its last epoch, {last}. Train longer.",
+            f"The best run still improved in its last epoch ({last}). Train longer.",
             f"trainer.max_epochs={2 * last}",
         )
     train, val = best.summaries("best/train/accuracy"), best.summaries("best/val/accuracy")

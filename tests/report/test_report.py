@@ -1,4 +1,4 @@
-"""The report of real sweeps, made at their end and once more by its own command."""
+"""The report of real sweeps, written at their end and again by the tool."""
 
 import csv
 from pathlib import Path
@@ -13,22 +13,22 @@ SMALL = ("data=mnist5k", "data.train_size=400", "data.val_size=200", "trainer.ma
 
 
 @pytest.mark.slow
-def test_every_sweep_ends_with_its_report(store: Path) -> None:
+def test_report_is_written_at_the_end_of_a_sweep_and_again_by_the_tool(store: Path) -> None:
     arguments = ("model=mlp", "optimizer.lr=1e-3,1e-2", "data.batch_size=40,50,500")
     code, out = engine.run(*SMALL, *arguments, "sweep.name=r", store=store, module="mnist_sweep")
-    assert code == 1, "a batch of 500 is more than there are images"
+    assert code == 1  # a batch of 500 is larger than the training set
     folder = store / "outputs" / "r" / "report"
     page = folder / "report.html"
     assert f"report: {page.as_uri()}" in out
     text = page.read_text()
-    for said in (
+    for expected in (
         "wins with val/accuracy",
         "McNemar",
         "4 complete, 2 fail",
         "batch_size=500 is larger",
         "seed=0,1,2",
     ):
-        assert said in text, said
+        assert expected in text
     assert "train it again" in out
     assert page.stat().st_size < 5e6
     with (folder / "leaderboard.csv").open() as file:
@@ -43,8 +43,8 @@ def test_every_sweep_ends_with_its_report(store: Path) -> None:
         assert f'id="{chart}"' in text
     summary = next(r for r in recorded(store) if r.data.tags.get("kind") == "sweep")
     client = MlflowClient(f"sqlite:///{store}/mlflow.db")
-    kept = {file.path for file in client.list_artifacts(summary.info.run_id)}
-    assert {"report.html", "trials.csv", "leaderboard.csv", "error_overlap.png"} <= kept
+    recorded_files = {file.path for file in client.list_artifacts(summary.info.run_id)}
+    assert {"report.html", "trials.csv", "leaderboard.csv", "error_overlap.png"} <= recorded_files
 
     page.unlink()
     done = tool("report", store=store)
@@ -57,7 +57,7 @@ def test_every_sweep_ends_with_its_report(store: Path) -> None:
 
 
 @pytest.mark.slow
-def test_report_of_two_objectives_and_without_a_record(store: Path) -> None:
+def test_report_of_two_objectives_without_tracking(store: Path) -> None:
     arguments = ("search=pareto", "model=mlp", "sweep.n_trials=4", "tracking=none", "sweep.name=p")
     code, out = engine.run(*SMALL, *arguments, store=store, module="mnist_sweep")
     assert code == 0, out
@@ -67,7 +67,7 @@ def test_report_of_two_objectives_and_without_a_record(store: Path) -> None:
     assert "has the best val/accuracy" in text
 
 
-def test_report_without_a_sweep_says_what_makes_one(fresh: Path) -> None:
+def test_report_without_a_sweep_names_the_command_that_runs_one(fresh: Path) -> None:
     done = tool("report", store=fresh)
     assert done.returncode == 2
     assert done.stderr.endswith("no sweep ran yet; python -m mnist_sweep -m runs one\n")

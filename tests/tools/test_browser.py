@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
-from test_demo import draw, served
-from test_ui import running
 
 from tests.helpers.browser import opened
 from tests.helpers.cli import ROOT, environment, recorded
+from tests.tools.test_demo import draw, served
+from tests.tools.test_ui import running
 
 pytestmark = pytest.mark.browser
 
@@ -57,13 +57,13 @@ def test_report_opens_from_disk_draws_and_sorts(swept: Path, scheme: str) -> Non
             assert charts.nth(i).locator("svg.main-svg").count() > 0
         rows = page.locator("#leaderboard tbody tr")
         assert rows.count() == 2
-        page.get_by_role("button", name="weights").click()
+        page.get_by_role("button", name="parameters").click()
         expect(rows.first).to_contain_text("model=mlp")
-        page.get_by_role("button", name="weights").click()
+        page.get_by_role("button", name="parameters").click()
         expect(rows.first).to_contain_text("model=simple")
-        page.get_by_label("Find").fill("mlp")
+        page.get_by_label("Filter").fill("mlp")
         expect(rows).to_have_count(1)
-        page.get_by_label("Find").fill("")
+        page.get_by_label("Filter").fill("")
         for image in page.locator("figure img").all():
             assert image.evaluate("image => image.naturalWidth") > 100
         if scheme == "light":
