@@ -11,74 +11,34 @@ from PIL import EpsImagePlugin, Image, ImageDraw, ImageFont
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.data import images
 from mnist_sweep.data.sources import embedded_mnist
+from tests.helpers.pictures import STROKES, as_file, draw_digit
 from tests.helpers.trained import store
 
 SHAPE = (1, 28, 28)
-# Strokes of each digit, as points (x, y) in a square of 100 x 100.
-STROKES = {
-    0: [[(50, 10), (30, 25), (27, 50), (32, 76), (50, 90), (69, 76), (73, 50), (69, 24), (50, 10)]],
-    1: [[(52, 10), (50, 50), (48, 90)]],
-    2: [[(28, 28), (40, 12), (62, 12), (70, 30), (58, 52), (28, 88), (74, 88)]],
-    3: [[(30, 14), (66, 12), (46, 44), (68, 58), (66, 80), (46, 90), (28, 82)]],
-    4: [[(34, 10), (28, 52), (74, 52)], [(64, 14), (62, 90)]],
-    7: [[(26, 14), (74, 14), (46, 90)]],
-    8: [[(64, 22), (50, 10), (36, 24), (50, 46), (66, 68), (50, 90), (34, 70), (50, 48), (64, 24)]],
-}
-
-
-def draw(
-    digit: int,
-    *,
-    size: tuple[int, int] = (200, 200),
-    box: tuple[int, int, int] = (40, 40, 120),  # left, top, side
-    width: int = 14,
-    ink: object = 20,
-    background: object = 245,
-    mode: str = "L",
-) -> Image.Image:
-    picture = Image.new(mode, size, background)
-    pen = ImageDraw.Draw(picture)
-    left, top, side = box
-    for stroke in STROKES[digit]:
-        points = [(left + x * side / 100, top + y * side / 100) for x, y in stroke]
-        pen.line(points, fill=ink, width=width, joint="curve")
-        for x, y in points:  # round ends
-            r = width / 2
-            pen.ellipse((x - r, y - r, x + r, y + r), fill=ink)
-    return picture
-
-
 COLOURED = {"mode": "RGB", "ink": (30, 40, 140), "background": (235, 228, 205)}
 CASES = {
-    **{f"plain {d}": (draw(d), d) for d in STROKES},
-    "thick": (draw(0, width=26), 0),
-    "thin": (draw(1, width=4), 1),
-    "thin 3": (draw(3, width=6), 3),
-    "in a corner": (draw(7, box=(5, 5, 60), width=8), 7),
-    "far right": (draw(4, size=(500, 200), box=(380, 60, 100), width=12), 4),
-    "small in a large picture": (draw(2, size=(900, 900), box=(700, 600, 130), width=14), 2),
-    "light on dark": (draw(3, ink=250, background=10), 3),
-    "light on dark, thick": (draw(8, ink=250, background=10, width=18), 8),
-    "grey background": (draw(0, ink=60, background=150), 0),
-    "pale": (draw(7, ink=170, background=215), 7),
-    "coloured": (draw(2, **COLOURED), 2),
-    "coloured, wide": (draw(3, size=(400, 160), box=(150, 20, 120), **COLOURED), 3),
-    "transparent": (draw(1, mode="RGBA", ink=(0, 0, 0, 255), background=(0, 0, 0, 0)), 1),
+    **{f"plain {d}": (draw_digit(d), d) for d in STROKES},
+    "thick": (draw_digit(0, width=26), 0),
+    "thin": (draw_digit(1, width=4), 1),
+    "thin 3": (draw_digit(3, width=6), 3),
+    "in a corner": (draw_digit(7, box=(5, 5, 60), width=8), 7),
+    "far right": (draw_digit(4, size=(500, 200), box=(380, 60, 100), width=12), 4),
+    "small in a large picture": (draw_digit(2, size=(900, 900), box=(700, 600, 130), width=14), 2),
+    "light on dark": (draw_digit(3, ink=250, background=10), 3),
+    "light on dark, thick": (draw_digit(8, ink=250, background=10, width=18), 8),
+    "grey background": (draw_digit(0, ink=60, background=150), 0),
+    "pale": (draw_digit(7, ink=170, background=215), 7),
+    "coloured": (draw_digit(2, **COLOURED), 2),
+    "coloured, wide": (draw_digit(3, size=(400, 160), box=(150, 20, 120), **COLOURED), 3),
+    "transparent": (draw_digit(1, mode="RGBA", ink=(0, 0, 0, 255), background=(0, 0, 0, 0)), 1),
     "transparent, light": (
-        draw(4, mode="RGBA", ink=(255, 255, 255, 255), background=(0, 0, 0, 0)),
+        draw_digit(4, mode="RGBA", ink=(255, 255, 255, 255), background=(0, 0, 0, 0)),
         4,
     ),
-    "palette": (draw(8, width=16).convert("P"), 8),
-    "one bit": (draw(0, ink=0, background=255).convert("1"), 0),
-    "16 bit": (Image.fromarray(np.asarray(draw(3), np.uint16) * 200), 3),
+    "palette": (draw_digit(8, width=16).convert("P"), 8),
+    "one bit": (draw_digit(0, ink=0, background=255).convert("1"), 0),
+    "16 bit": (Image.fromarray(np.asarray(draw_digit(3), np.uint16) * 200), 3),
 }
-
-
-def as_file(picture: Image.Image) -> io.BytesIO:
-    file = io.BytesIO()
-    picture.save(file, "png")
-    file.seek(0)
-    return file
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +88,7 @@ def test_other_pictures_are_cropped_at_the_centre_and_resized() -> None:
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
-    picture = draw(7)
+    picture = draw_digit(7)
     exif = picture.getexif()
     exif[0x112] = 6  # the camera was held upright
     picture.rotate(90, expand=True).save(tmp_path / "a.jpg", exif=exif, quality=95)
