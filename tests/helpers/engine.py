@@ -116,10 +116,10 @@ def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
 
 
 def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The worker processes of a driver that is alive."""
+    """Return the worker processes of a driver that is alive."""
     try:
         children = psutil.Process(process.pid).children(recursive=True)
-        return [c for c in children if "spawn_main" in " ".join(c.cmdline())]
+        return [c for c in children if "spawn_main" in " ".join([c.name(), *c.cmdline()])]
     except psutil.NoSuchProcess:
         return []
 
