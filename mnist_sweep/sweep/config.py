@@ -24,7 +24,7 @@ class SweepConfig:
     # conditional parameter -> {other parameter: values with which it exists}
     when: dict[str, Any] = field(default_factory=dict)
     sampler: dict[str, Any] | None = None  # a class of optuna.samplers; null: the grid, or TPE
-    pruner: dict[str, Any] | None = None  # a class of optuna.pruners; null or {}: no pruning
+    pruner: dict[str, Any] | None = None  # a class of optuna.pruners; null: no pruning
     objectives: dict[str, str] | None = (
         None  # metric -> direction, if there are several; no pruning
     )

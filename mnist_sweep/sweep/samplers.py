@@ -55,7 +55,7 @@ def make_sampler(settings: DictConfig) -> BaseSampler:
 
 
 def make_pruner(settings: DictConfig) -> BasePruner:
-    if not settings.pruner or settings.objectives:
+    if settings.pruner is None or settings.objectives:
         return NopPruner()
     pruner: BasePruner = build(settings.pruner)
     return pruner
