@@ -31,6 +31,28 @@ print(json.dumps({
     "leads": [os.getpgid(0) == os.getpid(), os.getsid(0) == os.getpid()],
 }))
 """
+WORKER = """
+import json, multiprocessing, os, sys
+def tell(parent):
+    own = os.getpid()
+    print(json.dumps({
+        "arguments": sys.argv,
+        "path": sys.path,
+        "directory": os.getcwd(),
+        "variables": dict(os.environ),
+        "parent": [os.getppid() == parent, os.getpgid(own) == os.getpgid(parent)],
+        "main": [__name__, sys.modules["__main__"].__name__],
+        "project": sorted(name for name in sys.modules if name.startswith("mnist_sweep")),
+        "files": len(os.listdir("/proc/self/fd")),
+    }))
+    sys.exit(int(os.environ["HYDRA_X"]))
+if __name__ == "__main__":
+    os.environ["HYDRA_X"] = "3"
+    process = multiprocessing.get_context("spawn").Process(target=tell, args=[os.getpid()])
+    process.start()
+    process.join()
+    sys.exit(process.exitcode)
+"""
 ENDS = {
     "nothing": "pass",
     "number": "import sys; sys.exit(7)",
@@ -64,6 +86,12 @@ def ended(code: str, folder: Path, *, fresh: bool, signum: int | None = None) ->
 def test_child_finds_what_a_new_interpreter_finds(tmp_path: Path) -> None:
     forked, new = (json.loads(ended(STATE, tmp_path, fresh=f)[1]) for f in (False, True))
     assert forked == new
+
+
+def test_worker_finds_what_a_new_interpreter_finds(tmp_path: Path) -> None:
+    forked, new = (ended(WORKER, tmp_path, fresh=fresh) for fresh in (False, True))
+    assert forked == new
+    assert forked[0] == 3
 
 
 @pytest.mark.parametrize("name", ENDS)
