@@ -1,4 +1,4 @@
-"""Mistakes on the command line: one line that says what to do, exit code 2, no traceback."""
+"""The command line. A mistake gets one line that says what to do, exit code 2 and no traceback."""
 
 import subprocess
 import sys
@@ -73,7 +73,7 @@ def test_composition_mistake_creates_nothing(
 def test_setting_that_cannot_work(arguments: list[str], expected: list[str], fresh: Path) -> None:
     message = error_of(*FEW, *arguments, store=fresh)
     assert all(part in message for part in expected), message
-    assert not (fresh / "mlflow.db").exists()  # said before a run was recorded
+    assert not (fresh / "mlflow.db").exists()
 
 
 @pytest.mark.parametrize("key", ["store", "hydra.run.dir"])
@@ -95,7 +95,7 @@ def test_help_is_quick_and_lists_the_groups(fresh: Path) -> None:
     seconds = []
     for _ in range(3):
         started = time.monotonic()
-        done = cli("--help", store=fresh)
+        done = cli("--help", store=fresh, fresh=True)
         seconds.append(time.monotonic() - started)
         assert done.returncode == 0
     assert "model:" in done.stdout

@@ -1,16 +1,15 @@
 """What the application does around a run and before a sweep."""
 
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 
 import pytest
 
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.config import check
-from tests.helpers.cli import ROOT, cli, command, environment
+from tests.helpers.cli import cli, run, start
 from tests.helpers.configs import composed
 
 BAD_INPUT = {
@@ -47,7 +46,9 @@ def test_command_that_fails_before_training_leaves_nothing(arguments: str, fresh
 def test_search_on_the_test_set_is_refused() -> None:
     cfg = composed("data=mnist5k")
     cfg.sweep.objectives = {"test/accuracy": "maximize", "fit_s": "minimize"}
-    with pytest.raises(UserError, match=r"sweep\.objectives=test/accuracy: a search on the test set"):
+    with pytest.raises(
+        UserError, match=r"sweep\.objectives=test/accuracy: a search on the test set"
+    ):
         check(cfg)
 
 
@@ -64,14 +65,7 @@ def test_failed_start_keeps_what_was_in_the_directory(tmp_path: Path) -> None:
 
 def test_interrupted_run_prints_the_command_that_resumes_it(store: Path) -> None:
     arguments = ("data=mnist5k", "model=compact", "tracking=none", "trainer.max_epochs=200")
-    process = subprocess.Popen(
-        command(*arguments, store=store),
-        cwd=ROOT,
-        env=environment(PYTHONUNBUFFERED="1"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = start(f"store={store}", *arguments, stdout=PIPE, stderr=STDOUT)
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
@@ -88,14 +82,6 @@ def test_interrupted_run_prints_the_command_that_resumes_it(store: Path) -> None
     directory = next(ln for ln in lines if ln.startswith("run directory: ")).split(": ")[1].strip()
     expected = ("python -m mnist_sweep", *arguments, f"trainer.resume={directory}")
     assert resume == f"{expected[0]} store={store} " + " ".join(expected[1:])
-    again = subprocess.run(
-        [sys.executable, *resume.split()[1:], "trainer.max_minutes=0.001"],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    again = run(*resume.split()[3:], "trainer.max_minutes=0.001")
     assert again.returncode == 0, again.stdout + again.stderr
     assert directory in again.stdout

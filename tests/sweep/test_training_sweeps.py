@@ -12,8 +12,8 @@ import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
-from tests.helpers import engine
-from tests.helpers.cli import ROOT, SMALL, environment, recorded
+from tests.helpers import cli, engine
+from tests.helpers.cli import SMALL, environment, recorded
 from tests.helpers.engine import run, states, trials
 
 TINY = ("data=mnist5k", "data.train_size=200", "data.val_size=100", "trainer.max_epochs=1")
@@ -163,14 +163,7 @@ def test_every_search_runs_and_prints_a_command_that_trains_its_best(
     out = sweep(f"search={search}", "sweep.n_trials=3", *space, *BARE, store=store)
     again = re.search(r"train it again: python -m mnist_sweep (.*)", out)
     assert again
-    done = subprocess.run(
-        [sys.executable, "-m", "mnist_sweep", *again.group(1).split()],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = cli.run(*again.group(1).split())
     assert done.returncode == 0, done.stderr
     value = float(re.search(r"best: trial \d+ complete  val/accuracy (\S+)", out).group(1))
     reached = float(re.search(r"validation (\S+) %", done.stdout).group(1))
