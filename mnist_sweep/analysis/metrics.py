@@ -118,8 +118,8 @@ def greedy_selection(
     """Select an ensemble by forward selection with replacement (Caruana et al. 2004).
 
     Each round adds the model that makes the mean probability most accurate. The smaller
-    cross-entropy decides a tie. The result is the ensemble after the most accurate round, and
-    after the earliest of several.
+    cross-entropy decides a tie. The result is the ensemble after the most accurate round, the
+    earliest of equal rounds.
 
     Returns:
         [M] how many times each model was added.

@@ -32,10 +32,10 @@ def read_image(
     Digits of shape (1, 28, 28) are prepared like MNIST's. Any other picture is cropped and resized.
 
     Raises:
-        UserError: the file is missing, unreadable, no picture, or has too many pixels.
+        UserError: the file is missing or not a readable picture, or it has too many pixels.
     """
     try:
-        # by its content, a file of another format could start Ghostscript (EPS)
+        # Pillow goes by the content of a file: EPS in a .png would start Ghostscript
         with Image.open(source, formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 size = f"{picture.width} x {picture.height} pixels"

@@ -23,7 +23,7 @@ from mnist_sweep.common.errors import UserError
 log = logging.getLogger(__name__)
 
 DOWNLOAD_TIMEOUT_S = 10
-TEST_SPLIT_SEED = 0  # for a source without a test set: every run has the same one
+TEST_SPLIT_SEED = 0  # fixed, so that every run holds out the same test set
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +96,8 @@ def read_verified(
 ) -> Iterator[bytes]:
     """Yield the contents of the files named in `md5`, in order, after verifying their checksums.
 
-    Download missing files first, with `torchvision_class` and its constructor's `options`.
-    Arguments and exceptions are those of `idx_files`.
+    If files are missing, download them with `torchvision_class`, whose constructor takes `options`.
+    See `idx_files` for the other arguments and the exceptions.
     """
     directory = Path(root) / folder
 

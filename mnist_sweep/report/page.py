@@ -136,7 +136,7 @@ def split_link(link: str) -> tuple[str, str]:
 
 
 def _facts(study: optuna.Study, about: About, details: RunDetails) -> dict[str, str]:
-    """Return what the sweep ran with, as far as it was recorded."""
+    """Return the data, device and software of the sweep, as far as they are recorded."""
     run = next(iter(details.runs.values()), None)
     tags = run.data.tags if run else {}
     facts = {

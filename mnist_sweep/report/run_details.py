@@ -1,4 +1,4 @@
-"""MLflow's details about the best runs of a sweep."""
+"""Load what MLflow recorded about the best runs of a sweep."""
 
 import logging
 from collections.abc import Sequence
