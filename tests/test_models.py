@@ -157,3 +157,11 @@ def test_summary_supports_layers_with_several_outputs() -> None:
 
     rows = models.summary(Rows(), (1, 28, 28))
     assert [row[:2] for row in rows] == [("LSTM", "28x16"), ("Linear", "10")]
+
+
+def test_mixture_is_the_weighted_mean_of_probabilities() -> None:
+    members = [nn.Sequential(nn.Flatten(), nn.Linear(4, 3)) for _ in range(2)]
+    images = torch.rand(5, 1, 2, 2)
+    expected = 0.75 * members[0](images).softmax(1) + 0.25 * members[1](images).softmax(1)
+    mixture = models.Mixture(members, [3, 1])
+    assert torch.allclose(mixture(images).softmax(1), expected, atol=1e-6)

@@ -49,7 +49,10 @@ def run(cfg: DictConfig, _overrides: Sequence[str]) -> None:
     """Combine the models that `cfg.sweep` or `cfg.runs` names, and record and register the result."""
     if cfg.rounds < 1:
         raise UserError(f"rounds={cfg.rounds}: expected at least 1")
+    if (cfg.sweep is None) == (not cfg.runs):
+        raise UserError("expected either sweep=<name> or runs=<run id>,<run id>")
     uri = store_uri(cfg.tracking.uri, cfg.store)
+    queries.connect(uri)  # `prepare` would create a missing store
     experiment_id = prepare(uri, cfg.store, cfg.tracking.experiment)
     predictions = load(uri, experiment_id, cfg)
     weights = select(predictions, cfg.rounds)
@@ -109,8 +112,6 @@ def _record(
 
 def load(uri: str, experiment_id: str, cfg: DictConfig) -> Predictions:
     """Load the predictions of the runs that `cfg` names. Raises UserError if there are fewer than 2."""
-    if (cfg.sweep is None) == (not cfg.runs):
-        raise UserError("expected either sweep=<name> or runs=<run id>,<run id>")
     if cfg.sweep is None:
         runs = queries.runs_by_id(uri, list(cfg.runs))
     else:

@@ -39,7 +39,6 @@ EXPRESSION = (
     r"(Symbol|Integer|Add|Mul|Pow|FloorDiv|Mod|Max|Min|positive|nonnegative|integer|True|False"
     r"|'[su]\d+'|[-+*/(),= \d])*"
 )
-TRAIN_ONE = "python -m mnist_sweep trains one"
 
 
 @dataclass(frozen=True)
@@ -151,15 +150,13 @@ def _few(classes: Sequence[str]) -> str:
 
 def _default_source(uri: str, cfg: DictConfig) -> str:
     """Return the champion, else the challenger, else the newest run. Raises UserError without any."""
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise UserError(f"no trained model under store={cfg.store}; {TRAIN_ONE}")
     name = cfg.tracking.register
     for alias in (registry.CHAMPION, registry.CHALLENGER) if name else ():
         if registry.by_alias(uri, name, alias):
             return f"models:/{name}@{alias}"
     run_id = queries.newest_trained_run(uri)
     if run_id is None:
-        raise UserError(f"no trained model in {without_password(uri)}; {TRAIN_ONE}")
+        raise UserError(f"no trained model in {without_password(uri)}; {queries.TRAIN_ONE}")
     return run_id
 
 

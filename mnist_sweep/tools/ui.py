@@ -14,7 +14,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from mnist_sweep.common.errors import UserError
-from mnist_sweep.tracking import links
+from mnist_sweep.tracking import links, queries
 from mnist_sweep.tracking.links import UI_HOST
 from mnist_sweep.tracking.run import store_uri
 
@@ -27,7 +27,7 @@ def run(cfg: DictConfig, _overrides: Sequence[str]) -> None:
     """Serve the UI of `cfg.store` until Ctrl-C. Exits with the code of MLflow's server if that ends."""
     store = Path(cfg.store).resolve()
     if not (store / "mlflow.db").exists():
-        raise UserError(f"{store} contains no runs; python -m mnist_sweep trains one")
+        raise UserError(f"{store} contains no runs; {queries.TRAIN_ONE}")
     if cfg.dashboard:
         _check_dashboard(store)
     for signum in (signal.SIGTERM, signal.SIGINT):  # a shell ignores SIGINT for commands with &

@@ -26,6 +26,15 @@ History = dict[str, list[tuple[int, float]]]  # metric -> (epoch, value)
 FINISHED = "attributes.status = 'FINISHED'"
 TRAINED = f"{FINISHED} AND metrics.`test/loss` > -1"  # neither pruned nor the run of a tool
 IS_TRIAL = "tags.trial != ''"
+TRAIN_ONE = "python -m mnist_sweep trains one"
+
+
+def connect(uri: str) -> MlflowClient:
+    """Open a store to read from. Raises UserError if its SQLite file is missing: MLflow would create it."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not path.exists():
+        raise UserError(f"{path} does not exist: no run was recorded; {TRAIN_ONE}")
+    return MlflowClient(uri)
 
 
 def find_runs(
@@ -64,13 +73,14 @@ def tag_is(name: str, value: str) -> str:
 def trained_runs(uri: str, experiment_id: str, sweep: str) -> list[Run]:
     """Return the runs of a sweep that finished and were not pruned, the oldest first."""
     query = f"{tag_is('sweep', sweep)} AND {TRAINED}"
-    return list(find_runs(MlflowClient(uri), [experiment_id], query))[::-1]
+    return list(find_runs(connect(uri), [experiment_id], query))[::-1]
 
 
 def runs_by_id(uri: str, ids: Sequence[str]) -> list[Run]:
     """Return the runs with these ids. Raises UserError if one does not exist."""
+    client = connect(uri)
     try:
-        return [MlflowClient(uri).get_run(run_id) for run_id in ids]
+        return [client.get_run(run_id) for run_id in ids]
     except MlflowException as error:
         raise UserError(f"runs={','.join(ids)}: {str(error).splitlines()[0]}") from error
 
@@ -112,7 +122,7 @@ def best_trials(client: MlflowClient, sweep: Run, n: int) -> list[str]:
 
 def best_of_last_sweep(uri: str, models: Sequence[str]) -> dict[str, str]:
     """Return {model: run id of its best run in the last sweep}. Raises UserError if one has no run."""
-    client = MlflowClient(uri)
+    client = connect(uri)
     experiments = [e.experiment_id for e in client.search_experiments()]
     last = last_sweep(client, experiments)
     if last is None:
@@ -134,7 +144,7 @@ def best_of_last_sweep(uri: str, models: Sequence[str]) -> dict[str, str]:
 
 def newest_trained_run(uri: str) -> str | None:
     """Return the id of the newest finished run whose model is still stored."""
-    client = MlflowClient(uri)
+    client = connect(uri)
     experiments = [e.experiment_id for e in client.search_experiments()]
     runs = find_runs(client, experiments, TRAINED, page_size=100)
     return next((str(run.info.run_id) for run in runs if has_model(client, run)), None)
@@ -198,6 +208,7 @@ def model_folder(uri: str, model_uri: str) -> Iterator[tuple[Path, Model]]:
     Raises:
         UserError: there is no such model.
     """
+    connect(uri)
     mlflow.set_tracking_uri(uri)
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -8,7 +8,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from mnist_sweep.common.errors import UserError
-from mnist_sweep.tracking.queries import Run
+from mnist_sweep.tracking.queries import Run, connect
 from mnist_sweep.tracking.retry import retried
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -65,8 +65,9 @@ def _create(
 
 def by_alias(uri: str, name: str, alias: str) -> ModelVersion | None:
     """Return the version of a registered model that has this alias, if there is one."""
+    client = connect(uri)
     try:
-        return MlflowClient(uri).get_model_version_by_alias(name, alias)
+        return client.get_model_version_by_alias(name, alias)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from mnist_sweep.analysis import metrics
 
@@ -43,3 +44,32 @@ def test_mcnemar_uses_only_discordant_images() -> None:
     assert metrics.mcnemar(first, second) == 1
     second[:6] = False
     assert metrics.mcnemar(first, second) == pytest.approx(2 / 2**6)
+
+
+def one_hot(*rows: list[int], strength: float = 0.9) -> NDArray[np.float32]:
+    """Return probabilities [M, N, 2] of models that give `strength` to the classes of each row."""
+    chosen = np.eye(2, dtype=bool)[np.array(rows)]
+    return np.where(chosen, strength, 1 - strength).astype(np.float32)
+
+
+def test_majority_vote_counts_and_breaks_ties_by_the_mean() -> None:
+    three = one_hot([0, 1], [0, 1], [1, 1])
+    assert metrics.majority_vote(three).tolist() == [0, 1]
+    confident, doubtful = one_hot([1], strength=0.99), one_hot([0], strength=0.6)
+    assert metrics.majority_vote(np.concatenate([doubtful, confident])).tolist() == [1]
+
+
+def test_greedy_selection_prefers_models_that_complement_each_other() -> None:
+    labels = np.array([0, 0, 0, 0, 0, 0])
+    models = one_hot([0, 0, 0, 0, 1, 1], [1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1])
+    models[0, 4:], models[1, :2] = (0.4, 0.6), (0.4, 0.6)  # less confident where they are wrong
+    assert metrics.greedy_selection(models, labels, rounds=10).tolist() == [1, 1, 0]
+    assert metrics.greedy_selection(models[[2, 0]], labels, rounds=3).tolist() == [0, 1]
+
+
+def test_overlap_and_ranked_confusions() -> None:
+    labels = np.array([0, 1, 0, 1])
+    wrong = metrics.errors(one_hot([0, 1, 0, 0], [1, 1, 0, 0], [0, 1, 0, 1]), labels)
+    assert metrics.overlap(wrong).tolist() == [[1, 1, 0], [1, 2, 0], [0, 0, 0]]
+    matrix = np.array([[9, 1, 0], [4, 9, 0], [0, 2, 9]])
+    assert metrics.ranked_confusions(matrix) == [(1, 0, 4), (2, 1, 2), (0, 1, 1)]

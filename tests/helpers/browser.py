@@ -1,4 +1,4 @@
-"""A page in Debian's Chromium: what it asked of the network, what it complained of."""
+"""A page in Chromium that notes its requests and its errors."""
 
 import os
 import shutil
@@ -7,40 +7,51 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import ConsoleMessage, Page, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
 
 
-class Watched:
-    def __init__(self, page: Page) -> None:
-        self.page = page
-        self.requests: list[str] = []
-        self.complaints: list[str] = []
-        page.set_default_timeout(60_000)  # on two cores MLflow takes its time
-        page.on("request", lambda request: self.requests.append(request.url))
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on(
-            "console",
-            lambda message: (
-                self.complaints.append(message.text) if message.type == "error" else None
-            ),
-        )
+class Watcher:
+    """Notes what a page requests and the errors that it reports."""
 
-    def picture(self, name: str, *, whole: bool = False) -> None:
-        """For the documents, where MNIST_SWEEP_SCREENSHOTS names their folder."""
-        if folder := os.environ.get("MNIST_SWEEP_SCREENSHOTS"):
-            self.page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=whole)
+    def __init__(self, page: Page) -> None:
+        self.requests: list[str] = []  # URLs
+        self.errors: list[str] = []
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", self._note)
+
+    def _note(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.errors.append(message.text)
 
 
 @contextmanager
-def opened(width: int = 1280, height: int = 900, scheme: str = "light") -> Iterator[Watched]:
+def open_page(
+    width: int = 1280, height: int = 900, scheme: str = "light"
+) -> Iterator[tuple[Page, Watcher]]:
+    """Open an empty page. `scheme` is the user's preference: light or dark."""
     if CHROMIUM is None:
         pytest.skip("needs chromium: make test-browser installs it")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         try:
             size = {"width": width, "height": height}
-            yield Watched(browser.new_page(viewport=size, color_scheme=scheme))
+            page = browser.new_page(viewport=size, color_scheme=scheme)
+            page.set_default_timeout(60_000)  # MLflow is slow on two cores
+            yield page, Watcher(page)
         finally:
             browser.close()
+
+
+def overflow_px(page: Page) -> int:
+    """Return by how many pixels the page is wider than the window."""
+    root = "document.documentElement"
+    return int(page.evaluate(f"{root}.scrollWidth - {root}.clientWidth"))
+
+
+def screenshot(page: Page, name: str) -> None:
+    """Save a picture for the documentation if MNIST_SWEEP_SCREENSHOTS names a folder."""
+    if folder := os.environ.get("MNIST_SWEEP_SCREENSHOTS"):
+        page.screenshot(path=str(Path(folder) / f"{name}.png"))

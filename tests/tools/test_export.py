@@ -1,0 +1,28 @@
+"""The tool `export` on a model trained here."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers.cli import tool
+from tests.helpers.pictures import draw_digit
+from tests.helpers.trained import run_id, store
+
+
+@pytest.mark.parametrize(
+    ("form", "name"), [("pt2", "m.pt2"), ("onnx", "m.onnx"), ("torchscript", "m.pt")]
+)
+def test_exported_file_predicts_the_same(form: str, name: str, tmp_path: Path) -> None:
+    path = tmp_path / "it's, a folder" / name
+    done = tool("export", f"format={form}", f"output={path}", f"model={run_id()}", store=store())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "logits of 1000 images differ by at most" in done.stdout
+    assert path.stat().st_size > 1e6
+    if form == "pt2":
+        draw_digit(7).save(tmp_path / "7.png")
+        lines = tool("predict", f"model={path}", f"{tmp_path}/7.png", store=store()).stdout
+        assert lines.splitlines()[1].split(",")[1] == "7"
+    if form == "torchscript":
+        alone = torch.jit.load(str(path))
+        assert alone(torch.zeros(3, 1, 28, 28)).shape == (3, 10)

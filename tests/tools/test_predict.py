@@ -1,0 +1,73 @@
+"""The tool `predict` on a model trained here."""
+
+import csv
+import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.cli import tool
+from tests.helpers.pictures import draw_digit
+from tests.helpers.trained import directory, store
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with pictures of three digits and a text file."""
+    for digit in (0, 1, 7):
+        draw_digit(digit).save(tmp_path / f"{digit}=x.png")
+    (tmp_path / "notes.txt").write_text("not a picture")
+    return tmp_path
+
+
+def test_predict_prints_a_line_for_each_picture_of_a_folder(folder: Path) -> None:
+    done = tool("predict", str(folder), store=store())
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader(StringIO(done.stdout)))
+    assert [(Path(r["file"]).name[0], r["class"]) for r in rows] == [(d, d) for d in "017"]
+
+
+def test_predict_prints_json_with_all_probabilities(folder: Path) -> None:
+    settings = (f"model={directory()}/best.pt", "format=json", "probabilities=true")
+    row = json.loads(tool("predict", *settings, str(folder / "7=x.png"), store=store()).stdout)
+    assert row["class"] == "7"
+    assert row["probability"] == row["p(7)"]
+    assert sum(row[f"p({d})"] for d in range(10)) == pytest.approx(1, abs=1e-3)
+
+
+def test_predict_names_unreadable_files_and_continues(folder: Path) -> None:
+    files = (f"{folder}/notes.txt", f"{folder}/1=x.png", f"{folder}/none.png")
+    done = tool("predict", *files, store=store())
+    assert done.returncode == 1
+    assert len(done.stdout.splitlines()) == 2
+    assert [line.split(": ")[0] for line in done.stderr.splitlines()] == ["error"] * 2
+    assert "none.png: no such file" in done.stderr
+
+
+def test_predict_reads_thousands_of_files(tmp_path: Path) -> None:
+    first = tmp_path / "0.png"
+    draw_digit(0).resize((40, 40)).save(first)
+    for i in range(1, 2000):
+        (tmp_path / f"{i}.png").hardlink_to(first)
+    done = tool("predict", str(tmp_path), store=store())
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2001
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "expected image files"),
+        (["model=nosuch", "a.png"], "model=nosuch: expected a run's id"),
+        (["model=models:/nosuch@champion", "a.png"], "no model models:/nosuch@champion"),
+        ([f"model={'0' * 32}", "a.png"], f"no model runs:/{'0' * 32}/model"),
+        (["model=conf", "a.png"], "is not the directory of a run"),
+    ],
+)
+def test_mistake_is_one_line_on_stderr(arguments: list[str], expected: str) -> None:
+    done = tool("predict", *arguments, store=store())
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert expected in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
