@@ -14,7 +14,7 @@ from mnist_sweep.tracking.tracker import Tracker
 
 def fast99(folder: Path, *, quick: bool) -> Iterator[Row]:
     n_seeds = 1 if quick else 10
-    size = ["data.train_size=640"] if quick else []
+    size = ["data=mnist5k", "data.train_size=640"] if quick else []
     runs = []
     for seed in range(n_seeds):
         overrides = ["experiment=fast99", f"seed={seed}", *size]

@@ -16,9 +16,11 @@ PRINT_PEAK = (
 
 
 def startup(folder: Path, *, quick: bool) -> Iterator[Row]:
+    data = ["data=mnist5k"] if quick else []
+
     def seconds_to_first_step() -> float:
         started = time.time()
-        run_command("trainer.max_epochs=1", "data.train_size=640", f"store={folder}")
+        run_command(*data, "trainer.max_epochs=1", "data.train_size=640", f"store={folder}")
         return first_step_times(folder)[""] - started
 
     measure = {
@@ -47,7 +49,7 @@ def first_step_times(store: Path) -> dict[str, float]:
 
 
 def memory(folder: Path, *, quick: bool) -> Iterator[Row]:
-    size = ["data.train_size=640"] if quick else []
+    size = ["data=mnist5k", "data.train_size=640"] if quick else []
     gib = peak_gib(f"store={folder}", "trainer.max_epochs=1", *size)
     yield Row("memory: peak RSS of a run, simple", "GiB", gib, target=1.2)
 

@@ -30,9 +30,10 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 
 
 def overrides_of(model: str, *, quick: bool) -> list[str]:
-    """Overrides that train `model` on N_IMAGES images, or on a tenth of them if `quick`."""
+    """Overrides that train `model` on N_IMAGES images; if `quick`, on a tenth, from the embedded data."""
     n_images = N_IMAGES[model] // (10 if quick else 1)
-    return [f"model={model}", f"data.train_size={n_images}", "data.val_size=500"]
+    data = ["data=mnist5k"] if quick else []
+    return [f"model={model}", *data, f"data.train_size={n_images}", "data.val_size=500"]
 
 
 def build(overrides: Sequence[str]) -> tuple[DictConfig, Dataset, nn.Module]:
