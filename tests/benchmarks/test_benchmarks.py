@@ -1,14 +1,12 @@
 """The benchmarks run and write every row. Their results are not tested."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.measure import Row, alternating_medians
-from tests.helpers.cli import ROOT, environment
+from tests.helpers.cli import run
 
 MODELS = ("simple", "deeper", "vgg")
 
@@ -38,10 +36,7 @@ def test_quick_part_prints_and_writes_every_row(
     part: str, expected: list[str], tmp_path: Path
 ) -> None:
     file = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "benchmarks", part, "--quick", "--json", str(file)]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
-    )
+    done = run(part, "--quick", "--json", str(file), module="benchmarks", timeout=600)
     assert done.returncode == 0, done.stderr
     assert "met?" in done.stdout
     written = json.loads(file.read_text())
