@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from types import MappingProxyType
-from typing import Any
-
-from mlflow import MlflowClient
-from mlflow.entities import Run
+from typing import TYPE_CHECKING, Any
 
 from tests.helpers import forkserver
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 NONE: Mapping[str, str] = MappingProxyType({})
 ROOT = Path(__file__).parent.parent.parent
@@ -95,8 +95,10 @@ def run_directory(output: str) -> Path:
     return Path(next(ln.removeprefix(prefix) for ln in output.splitlines() if prefix in ln))
 
 
-def recorded(store: Path) -> list[Run]:
+def recorded(store: Path) -> list["Run"]:
     """Return the runs of a store as another process sees them, the newest first."""
+    from mlflow import MlflowClient  # here, because workers of a pool import the test module
+
     client = MlflowClient(f"sqlite:///{store}/mlflow.db")
     experiment = client.get_experiment_by_name("mnist_sweep")
     return list(client.search_runs([experiment.experiment_id])) if experiment else []
