@@ -1,4 +1,4 @@
-# Every target sets up first; nothing is installed twice.
+# Every target does the set-up first, unless it is done already.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
@@ -20,13 +20,13 @@ sweep: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not browser and not postgres"
 
-# In Debian's Chromium. MNIST_SWEEP_SCREENSHOTS=docs/images renews the pictures of the documents.
+# In Debian's Chromium. MNIST_SWEEP_SCREENSHOTS=docs/images takes the pictures in docs/ again.
 test-browser: setup
 	command -v chromium >/dev/null || { $(SUDO) apt-get update -qq && \
 	  $(SUDO) apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; }
 	$(BIN)/python -m pytest -m browser
 
-# At a PostgreSQL server that the tests start and end; several hosts are told apart by their names.
+# With a PostgreSQL server that the tests start and stop.
 test-postgres: setup
 	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { $(SUDO) apt-get update -qq && \
 	  $(SUDO) apt-get install -y -qq --no-install-recommends postgresql; }

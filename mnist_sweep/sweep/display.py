@@ -16,10 +16,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from mnist_sweep.common.configs import is_under
 from mnist_sweep.common.console import console
 from mnist_sweep.common.console import table as as_table
 from mnist_sweep.sweep import results
 from mnist_sweep.sweep import study as storage
+from mnist_sweep.sweep.config import OWN_KEYS
 from mnist_sweep.sweep.importances import importances
 from mnist_sweep.sweep.results import About, assignments
 from mnist_sweep.sweep.space import Space
@@ -36,7 +38,8 @@ def preview(points: Sequence[dict[str, Any]], space: Space, *, grid: bool) -> No
     """Print the trials of a dry run."""
     what = f"all {len(points)} trials of the grid" if grid else "the first trials of the search"
     print(f"Preview: {what}. Nothing runs.")
-    print(f"Fixed settings: {' '.join(space.fixed) or 'the defaults'}")
+    fixed = [o for o in space.fixed if not is_under(o.partition("=")[0], OWN_KEYS)]
+    print(f"Fixed settings: {' '.join(fixed) or 'the defaults'}")
     for number, point in enumerate(points):
         print(f"{number:4d}  {assignments(point)}")
 
