@@ -76,8 +76,8 @@ def run_tool(name: str, arguments: Sequence[str], program: Sequence[str]) -> Non
     if parsed.help:
         print(_help(name, tool, parser.prog))
         return
-    overrides, texts = _split(tool, parsed.arguments)
-    cfg, _ = _compose(tool.config or name, overrides, texts)
+    overrides, texts = split_arguments(tool, parsed.arguments)
+    cfg, _ = compose_config(tool.config or name, overrides, texts)
     if parsed.cfg:
         print(OmegaConf.to_yaml(cfg), end="")
         return
@@ -91,7 +91,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; {self.prog} --help shows the usage")
 
 
-def _split(
+def split_arguments(
     tool: Tool, arguments: Sequence[str]
 ) -> tuple[list[str], dict[str, str | list[str] | None]]:
     """Split arguments into overrides in Hydra's grammar and settings of plain text.
@@ -130,7 +130,7 @@ def _check_override(tool: Tool, argument: str) -> None:
         raise UserError(f"{root}: no such setting{hint}; there are {', '.join(tool.settings)}")
 
 
-def _compose(
+def compose_config(
     name: str, overrides: list[str], texts: dict[str, str | list[str] | None]
 ) -> tuple[DictConfig, DictConfig]:
     """Return the configuration, and the choices of its config groups."""
@@ -149,7 +149,7 @@ def _compose(
 
 def _help(name: str, tool: Tool, program: str) -> str:
     """Return usage, description and settings. A setting's line has its default and its comment."""
-    cfg, chosen = _compose(tool.config or name, [], {})
+    cfg, chosen = compose_config(tool.config or name, [], {})
     defaults = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(defaults, dict)
     lines = []

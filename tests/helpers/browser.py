@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import ConsoleMessage, Page, sync_playwright
 
+from tests.helpers.pictures import STROKES
+
 CHROMIUM = shutil.which("chromium")
 
 
@@ -55,3 +57,20 @@ def screenshot(page: Page, name: str) -> None:
     """Save a picture for the documentation if MNIST_SWEEP_SCREENSHOTS names a folder."""
     if folder := os.environ.get("MNIST_SWEEP_SCREENSHOTS"):
         page.screenshot(path=str(Path(folder) / f"{name}.png"))
+
+
+def draw(page: Page, digit: int) -> None:
+    """Clear the canvas of the demo and draw a digit with the mouse."""
+    page.locator("#clear").click()
+    box = page.locator("#canvas").bounding_box()
+    assert box is not None
+    for stroke in STROKES[digit]:
+        points = [
+            (box["x"] + x * box["width"] / 100, box["y"] + y * box["height"] / 100)
+            for x, y in stroke
+        ]
+        page.mouse.move(*points[0])
+        page.mouse.down()
+        for point in points[1:]:
+            page.mouse.move(*point, steps=6)
+        page.mouse.up()

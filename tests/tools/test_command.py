@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mnist_sweep.common.errors import UserError
-from mnist_sweep.tools.command import TOOLS, _compose, _split, list_tools, run_tool
+from mnist_sweep.tools.command import TOOLS, compose_config, list_tools, run_tool, split_arguments
 from tests.helpers.cli import ROOT, cli, environment, run, tool
 
 PROGRAM = ["python", "-m", "mnist_sweep"]
@@ -60,29 +60,31 @@ def test_help_starts_without_torch_and_creates_nothing(fresh: Path) -> None:
 
 @pytest.mark.parametrize("text", ["it's", "a, b", 'say "x"', "[x]", "a=b", "\\", "$x", "x # y"])
 def test_names_are_taken_as_typed(text: str) -> None:
-    overrides, texts = _split(TOOLS["predict"], [f"model={text}", f"store={text}", "format=json"])
+    overrides, texts = split_arguments(
+        TOOLS["predict"], [f"model={text}", f"store={text}", "format=json"]
+    )
     assert overrides == ["format=json"]
-    cfg, _ = _compose("predict", overrides, texts)
+    cfg, _ = compose_config("predict", overrides, texts)
     assert (cfg.source, cfg.store) == (text, text)
 
 
 def test_lists_are_separated_by_commas() -> None:
     for argument in ("models=simple,it's", "models=[simple, it's]"):
-        cfg, _ = _compose("demo", *_split(TOOLS["demo"], [argument]))
+        cfg, _ = compose_config("demo", *split_arguments(TOOLS["demo"], [argument]))
         assert cfg.models == ["simple", "it's"]
 
 
 def test_null_is_the_default_of_a_name() -> None:
-    cfg, _ = _compose("predict", *_split(TOOLS["predict"], ["model=null"]))
+    cfg, _ = compose_config("predict", *split_arguments(TOOLS["predict"], ["model=null"]))
     assert cfg.source is None
 
 
 def test_arguments_without_a_key_are_files_of_predict(tmp_path: Path) -> None:
     (tmp_path / "a=b.png").touch()
     files = ["it's, one.png", str(tmp_path / "a=b.png"), "folder"]
-    overrides, texts = _split(TOOLS["predict"], ["format=json", *files, "seed=1"])
+    overrides, texts = split_arguments(TOOLS["predict"], ["format=json", *files, "seed=1"])
     assert overrides == ["format=json", "seed=1"]
-    cfg, _ = _compose("predict", overrides, texts)
+    cfg, _ = compose_config("predict", overrides, texts)
     assert cfg.files == files
 
 

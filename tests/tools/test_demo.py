@@ -1,145 +1,73 @@
-"""The drawing page: a real server, a real browser, strokes of a mouse."""
+"""The page to draw on: a real server, a real browser, strokes of the mouse."""
 
-import os
-import re
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
-from playwright.sync_api import Page, expect
-from test_ui import answers
+from playwright.sync_api import expect
 
 from mnist_sweep.tools.demo.server import MAX_BYTES
-from tests.helpers import engine
-from tests.helpers.browser import opened
-from tests.helpers.cli import ROOT, environment
+from tests.helpers.browser import draw, open_page, overflow_px, screenshot
+from tests.helpers.servers import demo
 from tests.helpers.trained import store
-
-# Strokes in hundredths of the paper.
-DIGITS = {
-    "1": [[(52, 18), (51, 50), (50, 82)]],
-    "7": [[(28, 22), (50, 22), (72, 22), (62, 42), (52, 62), (44, 82)]],
-    "8": [
-        [
-            *((62, 24), (50, 17), (38, 26), (42, 40), (52, 48), (64, 60), (62, 76), (50, 84)),
-            *((38, 76), (38, 60), (50, 48), (62, 38), (64, 27), (60, 22)),
-        ]
-    ],
-}
-
-
-@contextmanager
-def served(*arguments: str) -> Iterator[str]:
-    """The address of a demo, which ends without a word."""
-    demo = subprocess.Popen(
-        [sys.executable, "-m", "mnist_sweep.demo", *arguments],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        found = re.search(r"http://127\.0\.0\.1:\d+", demo.stdout.readline()).group()
-        engine.wait_for(lambda: answers(f"{found}/models"))
-        yield found
-    finally:
-        os.kill(demo.pid, signal.SIGINT)
-        _, complaints = demo.communicate(timeout=20)
-    assert (demo.returncode, complaints) == (0, "")
-    assert not answers(f"{found}/models")
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with served(f"store={store()}", "port=7931") as found:
-        yield found
+    with demo(f"store={store()}") as address:
+        yield address
 
 
-def ask(url: str, body: bytes) -> tuple[int, str]:
+def post(url: str, body: bytes) -> tuple[int, str]:
+    """Send a picture and return the status and the text of the response."""
     try:
-        with urlopen(Request(f"{url}/predict", data=body), timeout=20) as answer:
-            return answer.status, answer.read().decode()
+        with urlopen(Request(f"{url}/predict", data=body), timeout=20) as response:
+            return response.status, response.read().decode()
     except HTTPError as error:
         return error.code, error.read().decode()
 
 
-def test_bad_requests_are_told_so_and_harm_nothing(url: str) -> None:
-    assert ask(url, b"")[0] == 400
-    assert "no picture" in ask(url, b"not a picture")[1]
-    assert ask(url, bytes(MAX_BYTES + 1))[0] == 413
-    bomb = b"P5 100000 100000 255\n"  # ten thousand million pixels, it says
-    assert ask(url, bomb)[0] == 400
+def test_bad_request_is_refused_and_harms_no_other(url: str) -> None:
+    assert post(url, b"")[0] == 400
+    assert "not a readable picture" in post(url, b"not a picture")[1]
+    assert post(url, bytes(MAX_BYTES + 1))[0] == 413
+    bomb = b"P5 100000 100000 255\n"  # its header declares 10,000,000,000 pixels
+    assert post(url, bomb)[0] == 400
     foreign = Request(f"{url}/models", headers={"Host": "elsewhere.example"})
     with pytest.raises(HTTPError, match="400"):
         urlopen(foreign, timeout=20)
     grey = b"P5 28 28 255\n" + bytes(784)
-    status, answer = ask(url, grey)
-    assert status == 200, answer
-    assert '"prepared":"data:image/png' in answer
-
-
-def test_without_a_model_it_says_what_makes_one(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "mnist_sweep.demo", f"store={tmp_path / 'none'}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr.endswith("python -m mnist_sweep trains one\n")
-
-
-def draw(page: Page, digit: str) -> None:
-    page.locator("#clear").click()
-    box = page.locator("#paper").bounding_box()
-    for stroke in DIGITS[digit]:
-        points = [
-            (box["x"] + x * box["width"] / 100, box["y"] + y * box["height"] / 100)
-            for x, y in stroke
-        ]
-        page.mouse.move(*points[0])
-        page.mouse.down()
-        for point in points[1:]:
-            page.mouse.move(*point, steps=6)
-        page.mouse.up()
+    status, text = post(url, grey)
+    assert status == 200, text
+    assert '"prepared":"data:image/png' in text
 
 
 @pytest.mark.browser
 def test_drawn_digits_are_recognised(url: str) -> None:
-    with opened(width=1000, height=640) as seen:
-        page = seen.page
+    with open_page(width=1000, height=640) as (page, watcher):
         page.goto(url)
         page.wait_for_selector("body[data-ready]")
-        for digit in DIGITS:
+        for digit in (1, 7, 8):
             draw(page, digit)
-            expect(page.locator(".said")).to_have_text(digit)
-            seen.picture("demo")  # of the last
+            expect(page.locator(".predicted")).to_have_text(str(digit))
+        screenshot(page, "demo")
         page.locator("#undo").click()
-        expect(page.locator(".said")).to_have_text("")
+        expect(page.locator(".predicted")).to_have_text("")
         page.keyboard.press("r")
-        expect(page.locator("#told")).to_contain_text("It is a ")
+        expect(page.locator("#message")).to_contain_text("It is a ")
         page.set_input_files("#upload", {"name": "x.png", "mimeType": "image/png", "buffer": b"no"})
-        expect(page.locator("#told")).to_contain_text("no picture that can be read")
-        assert {
-            request.split("/")[2] for request in seen.requests if request.startswith("http")
-        } == {url.removeprefix("http://")}
-        assert seen.complaints == []
+        expect(page.locator("#message")).to_contain_text("Cannot read this file as a picture")
+        servers = {each.split("/")[2] for each in watcher.requests if each.startswith("http")}
+        assert servers == {url.removeprefix("http://")}
+        assert watcher.errors == []
 
 
 @pytest.mark.browser
-def test_page_fits_a_phone_and_takes_a_finger(url: str) -> None:
-    with opened(width=360, height=740, scheme="dark") as seen:
-        seen.page.goto(url)
-        seen.page.wait_for_selector("body[data-ready]")
-        wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        assert seen.page.evaluate(wide) <= 0
-        draw(seen.page, "1")
-        expect(seen.page.locator(".said")).to_have_text("1")
+def test_page_fits_a_phone_and_can_be_drawn_on(url: str) -> None:
+    with open_page(width=360, height=740, scheme="dark") as (page, _):
+        page.goto(url)
+        page.wait_for_selector("body[data-ready]")
+        assert overflow_px(page) <= 0
+        draw(page, 1)
+        expect(page.locator(".predicted")).to_have_text("1")

@@ -1,0 +1,72 @@
+"""Finding runs."""
+
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.tracking import queries
+from mnist_sweep.tracking.run import prepare, start_run, store_uri
+
+
+@pytest.fixture
+def opened(store: Path) -> tuple[str, str]:
+    """Return the URI and the experiment of an empty MLflow store."""
+    uri = store_uri(None, str(store))
+    return uri, prepare(uri, str(store), "mnist_sweep")
+
+
+def record(opened: tuple[str, str], metrics: dict[str, float], **tags: str) -> str:
+    """Record a finished run and return its id."""
+    with start_run(*opened, name=None, tags=tags, params={}) as run:
+        run.log_metrics(metrics, step=1)
+    return run.run_id
+
+
+def test_runs_are_found_over_several_pages(opened: tuple[str, str]) -> None:
+    uri, experiment_id = opened
+    ids = [record(opened, {"score": i}, kind="x") for i in range(5)]
+    record(opened, {"score": 9}, kind="other")
+    query = queries.tag_is("kind", "x")
+    found = queries.find_runs(
+        MlflowClient(uri), [experiment_id], query, order="metrics.score ASC", page_size=2
+    )
+    assert [run.info.run_id for run in found] == ids
+
+
+@pytest.mark.parametrize("sweep", ["it's", 'say "x"', "a, b"])
+def test_names_with_quotes_are_found(opened: tuple[str, str], sweep: str) -> None:
+    run_id = record(opened, {"test/loss": 1.0}, sweep=sweep, trial="0")
+    assert [run.info.run_id for run in queries.trained_runs(*opened, sweep)] == [run_id]
+    best = queries.best_runs_of(opened[0], "mnist_sweep", sweep, [1, 0])
+    assert {number: run.info.run_id for number, run in best.items()} == {0: run_id}
+
+
+def test_name_with_both_quotes_is_refused() -> None:
+    with pytest.raises(UserError, match="expected a name without both"):
+        queries.tag_is("sweep", """it's "x\"""")
+
+
+def test_pruned_runs_and_runs_of_tools_are_not_trained_runs(opened: tuple[str, str]) -> None:
+    record(opened, {"val/loss": 1.0}, sweep="s")  # pruned
+    first = record(opened, {"test/loss": 1.0}, sweep="s")
+    second = record(opened, {"test/loss": 2.0}, sweep="s")
+    runs = queries.trained_runs(*opened, "s")
+    assert [run.info.run_id for run in runs] == [first, second]
+    assert queries.newest_trained_run(opened[0]) is None  # none logged a model
+
+
+def test_missing_store_is_not_created(tmp_path: Path) -> None:
+    uri = store_uri(None, str(tmp_path))
+    with pytest.raises(UserError, match=r"does not exist: no run was recorded"):
+        queries.newest_trained_run(uri)
+    assert not list(tmp_path.iterdir())
+
+
+def test_best_trials_follow_the_direction_of_the_objective(opened: tuple[str, str]) -> None:
+    uri, experiment_id = opened
+    losses = {record(opened, {"best/val/loss": x}, sweep="s", trial=str(x)): x for x in (3, 1, 2)}
+    record(opened, {"best/val/loss": 1.0}, kind="sweep", sweep="s")
+    sweep = queries.last_sweep(MlflowClient(uri), [experiment_id])
+    assert [losses[i] for i in queries.best_trials(MlflowClient(uri), sweep, 2)] == [1, 2]
