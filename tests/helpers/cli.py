@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 NONE: Mapping[str, str] = MappingProxyType({})
 ROOT = Path(__file__).parent.parent.parent
 HAS_MNIST = "MNIST_SWEEP_DATA" in os.environ
+# A copy, because libraries set variables when a test imports them, torch for example.
+VARIABLES = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "HYDRA_"))}
 # The smallest run that learns: real MNIST if MNIST_SWEEP_DATA is set, the embedded sample otherwise.
 SMALL = [
     f"data={'mnist' if HAS_MNIST else 'mnist5k'}",
@@ -28,9 +30,8 @@ SMALL = [
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Return this process's variables, without those of MLflow and Hydra, with `changes`."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "HYDRA_"))}
-    return {**env, "OMP_NUM_THREADS": "1", **changes}
+    """Return the variables of the tests, without those of MLflow and Hydra, with `changes`."""
+    return {**VARIABLES, "OMP_NUM_THREADS": "1", **changes}
 
 
 def command(*arguments: str, store: Path) -> list[str]:
