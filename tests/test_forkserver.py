@@ -114,3 +114,10 @@ def test_variable_that_libraries_read_at_import_starts_a_new_interpreter(tmp_pat
         options: dict[str, Any] = {"cwd": tmp_path, "stdout": subprocess.PIPE}
         process = start(module="probe", env={"OMP_NUM_THREADS": threads}, **options)
         assert process.communicate()[0] == f"{forked}\n"
+
+
+def test_variable_that_a_library_sets_starts_no_new_interpreter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # torch does this
+    assert ended("import sys; print('torch' in sys.modules)", tmp_path, fresh=False)[1] == "True\n"

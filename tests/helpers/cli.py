@@ -34,10 +34,6 @@ def environment(**changes: str) -> dict[str, str]:
     return {**VARIABLES, "OMP_NUM_THREADS": "1", **changes}
 
 
-def command(*arguments: str, store: Path) -> list[str]:
-    return [sys.executable, "-m", "mnist_sweep", f"store={store}", *arguments]
-
-
 def start(
     *arguments: str,
     module: str = "mnist_sweep",
