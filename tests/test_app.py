@@ -1,13 +1,11 @@
 """The command line. A mistake gets one line that says what to do, exit code 2 and no traceback."""
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.cli import HAS_MNIST, ROOT, SMALL, cli, recorded
+from tests.helpers.cli import HAS_MNIST, SMALL, cli, recorded
 
 FEW = ["data=mnist5k", "data.train_size=100", "trainer.max_epochs=1", "device=cpu"]
 
@@ -170,11 +168,3 @@ def test_simple_reaches_98_percent_in_one_epoch(store: Path) -> None:
     (run,) = recorded(store)
     assert run.data.metrics["val/accuracy"] >= 0.98
     assert run.inputs.dataset_inputs[0].dataset.name == "mnist"
-
-
-def test_value_error_of_a_running_task_is_no_mistake_of_the_command(tmp_path: Path) -> None:
-    code = "from mnist_sweep import app; app.tool('report', lambda cfg: int('x'))"
-    command = [sys.executable, "-c", code, f"store={tmp_path}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr
