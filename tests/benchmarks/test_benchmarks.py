@@ -1,12 +1,17 @@
 """The benchmarks run and write every row. Their results are not tested."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import main
 from benchmarks.measure import Row, alternating_medians
-from tests.helpers.cli import run
+from tests.helpers import forkserver
+from tests.helpers.cli import environment, run
 
 MODELS = ("simple", "deeper", "vgg")
 
@@ -15,7 +20,6 @@ MODELS = ("simple", "deeper", "vgg")
     ("part", "expected"),
     [
         ("startup", ["start-up: --help", "start-up: a config error", "start-up: a run"]),
-        ("memory", ["memory"]),
         (
             "training",
             [f"training {m}" for m in MODELS for _ in range(2)] + ["training vgg in"] * 2,
@@ -33,12 +37,34 @@ MODELS = ("simple", "deeper", "vgg")
     ],
 )
 def test_quick_part_prints_and_writes_every_row(
-    part: str, expected: list[str], tmp_path: Path
+    part: str,
+    expected: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = tmp_path / "figures.json"
-    done = run(part, "--quick", "--json", str(file), module="benchmarks", timeout=600)
+    # The commands that a part times are forked: the tests need no true times.
+    monkeypatch.setattr(subprocess, "Popen", forkserver.Popen)
+    for name in os.environ.keys() - environment().keys():
+        monkeypatch.delenv(name)
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", part, "--quick", "--json", str(file)])
+    main()
+    check(capsys.readouterr().out, file, expected)
+
+
+def test_benchmarks_run_as_a_program(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    done = run("memory", "--quick", "--json", str(file), module="benchmarks")
     assert done.returncode == 0, done.stderr
-    assert "met?" in done.stdout
+    check(done.stdout, file, ["memory"])
+
+
+def check(output: str, file: Path, expected: list[str]) -> None:
+    """Check the printed and the written figures of a part against the names of its rows."""
+    assert "met?" in output
     written = json.loads(file.read_text())
     assert written["machine"]["torch"]
     assert len(written["rows"]) == len(expected)
