@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import pytest
 
 # The tests run side by side, one thread each. Torch reads this when it is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# A shell's & leaves SIGINT ignored, which the commands of the tests would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
