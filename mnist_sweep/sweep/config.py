@@ -44,4 +44,4 @@ class SweepConfig:
     )
     columns: dict[str, str] = field(default_factory=dict)  # leaderboard: metric -> heading
     # configuration keys whose values may differ when a sweep or a run resumes
-    may_change: list[str] = field(default_factory=list)
+    may_change: list[str] = field(default_factory=lambda: ["device", "store"])
