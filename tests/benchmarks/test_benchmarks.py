@@ -1,17 +1,19 @@
 """The benchmarks run and write every row. Their results are not tested."""
 
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from benchmarks import measure
 from benchmarks.__main__ import main
 from benchmarks.measure import Row, alternating_medians
-from tests.helpers import forkserver
-from tests.helpers.cli import environment, run
+from tests.helpers.cli import run
 
 MODELS = ("simple", "deeper", "vgg")
 
@@ -44,15 +46,18 @@ def test_quick_part_prints_and_writes_every_row(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = tmp_path / "figures.json"
-    # The commands that a part times are forked: the tests need no true times.
-    monkeypatch.setattr(subprocess, "Popen", forkserver.Popen)
-    for name in os.environ.keys() - environment().keys():
-        monkeypatch.delenv(name)
-    for name, value in environment().items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(measure, "subprocess", SimpleNamespace(run=run_forked))
     monkeypatch.setattr(sys, "argv", ["benchmarks", part, "--quick", "--json", str(file)])
     main()
     check(capsys.readouterr().out, file, expected)
+
+
+def run_forked(command: Sequence[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command of the benchmarks in a fork where possible: the tests need no true times."""
+    _, option, program, *arguments = command
+    if option == "-m":
+        return run(*arguments, module=program)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_benchmarks_run_as_a_program(tmp_path: Path) -> None:

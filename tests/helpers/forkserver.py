@@ -50,9 +50,6 @@ NEW_SESSION = -1
 PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 15, 36  # of prctl(2)
 
 
-ExecPopen = subprocess.Popen  # also where a test replaces subprocess.Popen
-
-
 class Popen(subprocess.Popen[str]):
     """`subprocess.Popen` that forks `python -m MODULE ...` from the server where it can."""
 
@@ -62,16 +59,15 @@ class Popen(subprocess.Popen[str]):
         names += " gid gids uid umask start_new_session process_group"
         given = dict(zip(names.split(), others, strict=True))
         command = [os.fspath(each) for each in args]
-        env = os.environ if given["env"] is None else given["env"]
-        if command[:2] != [sys.executable, "-m"] or not _server().serves(env):
+        if command[:2] != [sys.executable, "-m"] or not _server().serves(given["env"]):
             super()._execute_child(args, *others)  # type: ignore[misc]
             return
         ends = [given["p2cread"], given["c2pwrite"], given["errwrite"]]
         self.pid = request(
             _server().socket,
             command=command,
-            cwd=os.fspath(given["cwd"] or os.getcwd()),
-            env=env,
+            cwd=os.fspath(given["cwd"]),
+            env=given["env"],
             files={number: end if end != -1 else number for number, end in enumerate(ends)},
             group=NEW_SESSION if given["start_new_session"] else os.getpgid(0),
         )
@@ -88,7 +84,7 @@ class Server:
         adopt_grandchildren()
         self.socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
-            self.process = ExecPopen(
+            self.process = subprocess.Popen(
                 [sys.executable, "-m", __name__, str(other.fileno())],
                 env=self.env,
                 pass_fds=[other.fileno()],
