@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.cli import HAS_MNIST, SMALL, cli, recorded
+from tests.helpers.cli import SMALL, cli, recorded
 
 FEW = ["data=mnist5k", "data.train_size=100", "trainer.max_epochs=1", "device=cpu"]
 
@@ -162,7 +162,6 @@ def test_module_of_the_user_is_run_once_trusted(store: Path, tmp_path: Path) -> 
 
 @pytest.mark.mnist
 def test_simple_reaches_98_percent_in_one_epoch(store: Path) -> None:
-    assert HAS_MNIST
     done = cli("trainer.max_epochs=1", "scheduler=onecycle", "optimizer.lr=3e-3", store=store)
     assert done.returncode == 0, done.stderr
     (run,) = recorded(store)

@@ -23,7 +23,6 @@ from mnist_sweep.tracking import run as tracking
 from mnist_sweep.training import checkpoint
 from mnist_sweep.training.config import EPOCH_METRICS
 from tests.helpers.cli import (
-    HAS_MNIST,
     ROOT,
     SMALL,
     cli,
@@ -97,7 +96,7 @@ def test_run_records_its_code_packages_and_device(finished: Finished) -> None:
 
 def test_run_records_the_data_that_it_used(finished: Finished) -> None:
     dataset = finished.run.inputs.dataset_inputs[0].dataset
-    assert dataset.name == ("mnist" if HAS_MNIST else "mnist5k")
+    assert dataset.name == "mnist5k"
     sha256 = finished.run.data.tags["data.sha256"]
     assert len(sha256) == 64
     assert sha256.startswith(dataset.digest)
