@@ -56,17 +56,17 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imports(name: str) -> set[str]:
-    """All modules that a module imports, at any depth: in functions and in `if` blocks too."""
-    found = set()
+    """Return all modules that a module imports, at any depth: in functions and in `if` blocks too."""
+    imported = set()
     for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name}: relative import"
             # `from package import module` names a module, `from module import name` does not
             names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {n if n in MODULES else str(node.module) for n in names}
-    return found
+            imported |= {n if n in MODULES else str(node.module) for n in names}
+    return imported
 
 
 def project_imports(name: str) -> set[str]:
@@ -74,7 +74,7 @@ def project_imports(name: str) -> set[str]:
 
 
 def part(name: str) -> str:
-    """The top-level module or package that a module belongs to."""
+    """Return the top-level module or package that a module belongs to."""
     return name.split(".")[1] if "." in name else "__init__"
 
 
@@ -95,7 +95,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 
 def reachable(name: str) -> Iterator[str]:
-    """The modules that a module imports, directly or through others."""
+    """Yield the modules that a module imports, directly or through others."""
     seen: set[str] = set()
     left = list(project_imports(name))
     while left:

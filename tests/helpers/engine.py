@@ -1,4 +1,4 @@
-"""Sweeps of the task in apps/sleeper.py and of the real one, started, watched and looked into."""
+"""Start sweeps of apps/sleeper.py or of the real task, watch them and read their studies."""
 
 import contextlib
 import os
@@ -57,7 +57,7 @@ def run(
     timeout: float = 240,
     **env: str,
 ) -> tuple[int, str]:
-    """A sweep to its end: exit code and output."""
+    """Run a sweep to its end. Return its exit code and its output."""
     before = len(output(store))
     process = start(*arguments, store=store, module=module, **env)
     try:
@@ -73,8 +73,8 @@ def output(store: Path) -> str:
 
 
 def trials(store: Path, name: str) -> list[FrozenTrial]:
-    """As another process sees them; none while there is no study."""
-    if not is_made(store / "optuna.db"):
+    """Return the trials of a study as another process sees them; none while there is no study."""
+    if not is_complete(store / "optuna.db"):
         return []
     arguments = {"connect_args": {"timeout": 60}, "poolclass": NullPool}
     try:
@@ -89,29 +89,33 @@ def trials(store: Path, name: str) -> list[FrozenTrial]:
         return []
 
 
-def is_made(path: Path) -> bool:
-    """Whether the database is whole: a second process at one that is being made would spoil it."""
+def is_complete(path: Path) -> bool:
+    """Whether the database has all its tables. A second process must not open it before."""
     if not path.exists():
         return False
-    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=60)) as made:
+    uri = f"file:{path}?mode=ro"
+    with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=60)) as database:
         try:
-            return made.execute("SELECT version_num FROM alembic_version").fetchone() is not None
+            row = database.execute("SELECT version_num FROM alembic_version").fetchone()
         except sqlite3.OperationalError:
             return False
+    return row is not None
 
 
-def states(found: list[FrozenTrial]) -> Counter[str]:
-    return Counter(t.user_attrs.get("replaced", t.state.name) for t in found)
+def states(trials: list[FrozenTrial]) -> Counter[str]:
+    """Count the trials of each state, or of each reason why another trial replaced them."""
+    return Counter(t.user_attrs.get("replaced", t.state.name) for t in trials)
 
 
-def n_done(found: list[FrozenTrial]) -> int:
-    return sum(t.state in DONE for t in found)
+def n_done(trials: list[FrozenTrial]) -> int:
+    """Count the trials that are COMPLETE or PRUNED."""
+    return sum(t.state in DONE for t in trials)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, f"not true within {seconds:g} s"
         time.sleep(0.1)
 
 
@@ -125,19 +129,20 @@ def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def group_alive(process: subprocess.Popen[str]) -> list[int]:
-    """Processes of the sweep's process group that are left."""
-    left = []
+    """Return the ids of the processes of the sweep's process group that have not ended."""
+    alive = []
     for p in psutil.process_iter(["pid", "status"]):
         try:
-            mine = os.getpgid(p.pid) == process.pid
+            is_of_sweep = os.getpgid(p.pid) == process.pid
         except ProcessLookupError:
             continue
-        if mine and p.info["status"] != psutil.STATUS_ZOMBIE:
-            left.append(p.pid)
-    return left
+        if is_of_sweep and p.info["status"] != psutil.STATUS_ZOMBIE:
+            alive.append(p.pid)
+    return alive
 
 
 def end(process: subprocess.Popen[str]) -> None:
+    """Kill the process group of a sweep."""
     if group_alive(process):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
