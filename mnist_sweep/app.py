@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mnist_sweep import __version__, config
 from mnist_sweep.common.config_errors import explain
 from mnist_sweep.common.configs import is_under
-from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.errors import UserError, did_you_mean
 from mnist_sweep.common.program import command_line, program
 from mnist_sweep.sweep import Trial, current_trial
 from mnist_sweep.sweep.config import OWN_KEYS
@@ -86,6 +86,9 @@ def main() -> None:
     elif name in TOOLS:
         COMPOSED.set()  # run_tool raises a UserError if the composition fails
         _exit_on_error(lambda: run_tool(name, arguments[1:], program()))
+    elif name and name[0] not in "-~" and "=" not in name:
+        hint = did_you_mean(name, TOOLS)
+        sys.exit(_fail(f"{name}: no such tool{hint}; there are {', '.join(TOOLS)}"))
     else:
         # Hydra would print its errors and exit with 1. With this set it raises them.
         os.environ["HYDRA_FULL_ERROR"] = "1"

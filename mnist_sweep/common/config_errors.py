@@ -1,6 +1,6 @@
 """Words the errors that Hydra and OmegaConf raise while they compose a configuration."""
 
-from hydra.errors import MissingConfigException
+from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from mnist_sweep.common.errors import did_you_mean
@@ -13,6 +13,10 @@ def explain(error: Exception) -> str:
         hint = did_you_mean(choice, error.options)
         options = ", ".join(error.options) or "none"
         return f"{group}={choice}: no such choice{hint}; there are {options}"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: cannot be parsed; put a value into quotes: 'key=\"it's, a value\"'"
+        )
     cause = error.__cause__ or error
     message = str(error).strip().splitlines()[0] if str(error).strip() else ""
     if not isinstance(cause, OmegaConfBaseException):

@@ -34,8 +34,12 @@ class Tool(NamedTuple):
 
     @property
     def settings(self) -> dict[str, "dataclasses.Field[Any]"]:
-        """The fields of the schema by their names on the command line."""
-        return {ALIASES.get(f.name, f.name): f for f in dataclasses.fields(self.schema)}
+        """The fields of the schema by their names on the command line, the tool's own first."""
+        fields = {field.name: field for field in dataclasses.fields(self.schema)}
+        names = [
+            name for cls in self.schema.__mro__ for name in vars(cls).get("__annotations__", ())
+        ]
+        return {ALIASES.get(name, name): fields[name] for name in names}
 
 
 _MODEL = "[model=MODEL] [key=value ...]"
@@ -79,7 +83,8 @@ def run_tool(name: str, arguments: Sequence[str], program: Sequence[str]) -> Non
     overrides, texts = split_arguments(tool, parsed.arguments)
     cfg, _ = compose_config(tool.config or name, overrides, texts)
     if parsed.cfg:
-        print(OmegaConf.to_yaml(cfg), end="")
+        shown = {ALIASES.get(str(k), str(k)): node for k, node in cfg.items_ex(resolve=False)}
+        print(OmegaConf.to_yaml(shown), end="")
         return
     _log_to_stdout()
     module = importlib.import_module(f"mnist_sweep.tools.{tool.module}")

@@ -21,18 +21,30 @@ def setting(default: Any, comment: str) -> Any:
 
 
 @dataclass
-class ModelToolConfig:
-    """Settings of every tool that loads a trained model."""
+class StoreConfig:
+    """Settings of every tool that reads runs."""
+
+    tracking: TrackingConfig = setting(TrackingConfig, "the MLflow store")
+    store: str = setting(STORE, "folder of all runs")
+
+
+@dataclass
+class LoadingConfig(StoreConfig):
+    """Settings of every tool that loads trained models."""
+
+    allow_pickle: bool = setting(False, "load pickled models too, which can run any code")
+    seed: int = setting(0, "seed of the data's splits")
+
+
+@dataclass
+class ModelToolConfig(LoadingConfig):
+    """Settings of every tool that loads the model that the user names."""
 
     source: str | None = setting(  # on the command line: model=...
         None,
         "run id, models:/name@alias, models:/name/version, run directory or exported .pt2; "
         "null: the champion, else the challenger, else the newest run",
     )
-    allow_pickle: bool = setting(False, "load pickled models too, which can run any code")
-    seed: int = setting(0, "seed of the data's splits")
-    tracking: TrackingConfig = setting(TrackingConfig, "the MLflow store")
-    store: str = setting(STORE, "folder of all runs")
 
 
 @schema
@@ -77,7 +89,7 @@ class ExportConfig(ModelToolConfig):
 
 
 @schema
-class PromoteConfig(ModelToolConfig):
+class PromoteConfig(LoadingConfig):
     """Make the challenger the champion if it is significantly better.
 
     A sweep registers its best model as the challenger. This tool compares it with the champion on
@@ -89,7 +101,7 @@ class PromoteConfig(ModelToolConfig):
 
 
 @schema
-class EnsembleConfig:
+class EnsembleConfig(StoreConfig):
     """Combine the models of a sweep.
 
     Selects models on the validation images, measures the ensemble on the test images, and registers
@@ -100,8 +112,6 @@ class EnsembleConfig:
     runs: list[str] = setting([], "ids of the runs, separated by commas")
     rounds: int = setting(50, "rounds of the greedy selection")
     model_name: str = setting("ensemble", "name of the registered model")
-    tracking: TrackingConfig = setting(TrackingConfig, "the MLflow store")
-    store: str = setting(STORE, "folder of all runs")
 
 
 @schema
@@ -120,7 +130,7 @@ class DemoConfig(ModelToolConfig):
 
 
 @schema
-class ReportConfig:
+class ReportConfig(StoreConfig):
     """Write the report of a sweep.
 
     Every sweep writes its report when it ends. This tool writes it again, or while the sweep runs.
@@ -128,8 +138,6 @@ class ReportConfig:
 
     sweep: str = setting("latest", "name of the sweep; latest: the one that started last")
     storage: str | None = setting(None, "URL of the sweep's database, as sweep.storage")
-    tracking: TrackingConfig = setting(TrackingConfig, "the MLflow store")
-    store: str = setting(STORE, "folder of all runs")
 
 
 @schema
@@ -145,7 +153,7 @@ class UiConfig:
 
 
 @dataclass
-class CheckDataConfig:
+class CheckDataConfig(StoreConfig):
     """Check a dataset before training.
 
     Prints the result of each check, and draws the class distribution and sample images. Takes the
@@ -155,5 +163,3 @@ class CheckDataConfig:
     # not a schema: conf/config.yaml defines these settings
     data: DataConfig = setting(DataConfig, "dataset to check")
     seed: int = setting(0, "seed of the data's splits and of the samples")
-    tracking: TrackingConfig = setting(TrackingConfig, "the MLflow store")
-    store: str = setting(STORE, "folder of all runs")

@@ -19,14 +19,13 @@ from mnist_sweep.analysis.predictions import (
     load_data,
     load_predictions,
 )
-from mnist_sweep.common import console, signals
-from mnist_sweep.common.configs import flatten
+from mnist_sweep.common import console
 from mnist_sweep.common.errors import UserError, without_password
 from mnist_sweep.data.dataset import Dataset, to_float
-from mnist_sweep.tools.output import make_output_directory
+from mnist_sweep.tools.output import make_output_directory, open_run
 from mnist_sweep.tools.trained_model import load_from_mlflow
 from mnist_sweep.tracking import queries
-from mnist_sweep.tracking.run import prepare, start_run, store_uri
+from mnist_sweep.tracking.run import prepare, store_uri
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +86,6 @@ def _record(
 ) -> None:
     """Record the ensemble as a run, and register its model unless a part of it is missing."""
     uri = store_uri(cfg.tracking.uri, cfg.store)
-    experiment_id = prepare(uri, cfg.store, cfg.tracking.experiment)
     pairs = zip(predictions.run_ids, weights, strict=True)
     selected = {run_id: int(weight) for run_id, weight in pairs if weight}
     tags = {"kind": "ensemble", "members": " ".join(f"{k}*{w}" for k, w in selected.items())}
@@ -95,18 +93,15 @@ def _record(
         tags |= {"data": data.name, "data.sha256": data.digest}
     mixture = mix(uri, selected) if cfg.tracking.log_model and data is not None else None
     name = cfg.tracking.run_name or f"ensemble {cfg.sweep or ''}".strip()
-    with (
-        signals.obeyed(),
-        start_run(uri, experiment_id, name=name, tags=tags, params=flatten(cfg)) as tracker,
-    ):
-        tracker.log_metrics(scores, step=0)
-        tracker.log_artifacts(write)
+    with open_run(cfg, name, tags) as run:
+        run.log_metrics(scores, step=0)
+        run.log_artifacts(write)
         # the tools read from it which dataset the models were trained on
         settings = queries.config_of(uri, predictions.run_ids[0])
-        tracker.log_artifacts(lambda folder: OmegaConf.save(settings, folder / "config.yaml"))
+        run.log_artifacts(lambda folder: OmegaConf.save(settings, folder / "config.yaml"))
         if mixture is not None and data is not None:
             example = to_float(data.test.images[:2]).numpy()
-            tracker.log_model(mixture, example, data.classes, registered_name=cfg.model_name)
+            run.log_model(mixture, example, data.classes, registered_name=cfg.model_name)
             log.info("registered as model %s", cfg.model_name)
 
 
@@ -213,11 +208,11 @@ def confusions(predictions: Predictions) -> list[tuple[int, int, int]]:
 def mix(uri: str, weights: Mapping[str, int]) -> models.Mixture | None:
     """Build one model from {run id: weight}; log a warning and return None if a model is deleted."""
     try:
-        members = [load_from_mlflow(uri, run_id).model for run_id in weights]
+        nets = [load_from_mlflow(uri, run_id).model for run_id in weights]
     except UserError as error:
         log.warning("WARNING: the ensemble is not registered as a model: %s", error)
         return None
-    return models.Mixture(members, list(weights.values()))
+    return models.Mixture(nets, list(weights.values()))
 
 
 def _log_errors(predictions: Predictions, classes: Sequence[str]) -> None:
@@ -225,9 +220,9 @@ def _log_errors(predictions: Predictions, classes: Sequence[str]) -> None:
     n_models, n_images = wrong.shape
     histogram = np.bincount(wrong.sum(0), minlength=n_models + 1)
     log.info(
-        "of %s test images, at least one model errs on %d, all %d models on %d",
-        f"{n_images:,}",
+        "at least one model is wrong on %d of %s test images, all %d models on %d",
         n_images - histogram[0],
+        f"{n_images:,}",
         n_models,
         histogram[n_models],
     )

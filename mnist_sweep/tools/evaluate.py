@@ -13,11 +13,10 @@ from omegaconf import DictConfig
 from torchvision.transforms import functional as F
 
 from mnist_sweep.analysis import figures, metrics
-from mnist_sweep.common import console, signals
-from mnist_sweep.common.configs import flatten
+from mnist_sweep.common import console
 from mnist_sweep.data.dataset import Dataset
+from mnist_sweep.tools.output import open_run
 from mnist_sweep.tools.trained_model import TrainedModel, load_data_for, load_model
-from mnist_sweep.tracking.run import prepare, start_run, store_uri
 
 log = logging.getLogger(__name__)
 
@@ -70,20 +69,13 @@ def run(cfg: DictConfig, overrides: Sequence[str]) -> None:
     write = partial(
         _write, matrix=matrix, data=data, probabilities=probabilities, robustness=robustness
     )
-    uri = store_uri(cfg.tracking.uri, cfg.store)
-    experiment_id = prepare(uri, cfg.store, cfg.tracking.experiment)
     tags = {"kind": "evaluation", "data": data.name, "data.sha256": data.digest}
     tags |= {"of": model.name, "of.run_id": model.run_id or ""}
-    with (
-        signals.obeyed(),
-        start_run(
-            uri, experiment_id, name=f"on {data.name}", tags=tags, params=flatten(cfg)
-        ) as tracker,
-    ):
+    with open_run(cfg, f"on {data.name}", tags) as run:
         changed = {f"robustness/{name}/{strength:g}": a for name, strength, a in robustness}
-        tracker.log_metrics({**scores, **changed}, step=0)
-        tracker.log_artifacts(write)
-        log.info("recorded as run %s", tracker.run_id)
+        run.log_metrics({**scores, **changed}, step=0)
+        run.log_artifacts(write)
+        log.info("recorded as run %s", run.run_id)
 
 
 def measure_robustness(model: TrainedModel, data: Dataset) -> Robustness:

@@ -31,10 +31,15 @@ def run(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Export the model, read the file back and compare the logits; exit with code 1 if they differ."""
     if cfg.format == "onnx" and not (find_spec("onnxscript") and find_spec("onnxruntime")):
         raise UserError("format=onnx needs the extra [onnx]: pip install 'mnist-sweep[onnx]'")
+    path = Path(cfg.output or f"model{SUFFIXES[cfg.format]}")
+    if path.is_dir():
+        raise UserError(f"output={path} is a folder: expected the path of a file")
     model = load_model(cfg)
     data = load_data_for(model, cfg, overrides)
-    path = Path(cfg.output or f"model{SUFFIXES[cfg.format]}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output={path}: cannot create its folder ({error.strerror})") from error
     export = {"onnx": export_onnx, "pt2": export_pt2, "torchscript": export_torchscript}[cfg.format]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporters warn about their own code

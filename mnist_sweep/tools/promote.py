@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 def run(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Give the challenger the alias `champion` if it is significantly better, or by `cfg.force`."""
     uri, name = store_uri(cfg.tracking.uri, cfg.store), cfg.tracking.register
+    if not name:
+        raise UserError("tracking.register: expected the name of a registered model")
     challenger = registry.by_alias(uri, name, CHALLENGER)
     if challenger is None:
         raise UserError(
@@ -38,19 +40,12 @@ def run(cfg: DictConfig, overrides: Sequence[str]) -> None:
     if champion is not None and champion.version == challenger.version:
         log.info("%s version %s is already the champion", name, champion.version)
         return
-    versions = (
-        {CHALLENGER: challenger}
-        if champion is None
-        else {
-            CHAMPION: champion,
-            CHALLENGER: challenger,
-        }
-    )
     if champion is not None and not cfg.force:
         _check_same_data(champion.tags, challenger.tags)
     loaded = {
         alias: load_model(cfg, f"models:/{name}/{version.version}")
-        for alias, version in versions.items()
+        for alias, version in ((CHAMPION, champion), (CHALLENGER, challenger))
+        if version is not None
     }
     data = load_data_for(loaded[CHALLENGER], cfg, overrides)
     correct = {}

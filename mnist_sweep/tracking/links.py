@@ -59,7 +59,7 @@ def ui_links(uri: str, port: int, n_best: int) -> dict[str, str]:
 
 
 def comparison_link(uri: str, experiment_id: str, sweep: str, store: str) -> str:
-    """Return the URL of a sweep's runs, after the command that serves it unless a server does."""
+    """Return the URL of a sweep's runs. Without a server, the command that starts one comes first."""
     page = runs_page(experiment_id, sweep)
     if uri.startswith(("http://", "https://")):
         return uri.rstrip("/") + page

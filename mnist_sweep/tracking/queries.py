@@ -11,11 +11,13 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 import mlflow
+import requests
 from mlflow import MlflowClient
 from mlflow.entities import Run as Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from omegaconf import DictConfig, OmegaConf
+from sqlalchemy.exc import SQLAlchemyError
 from torch import nn
 
 from mnist_sweep.common.errors import UserError, without_password
@@ -23,6 +25,7 @@ from mnist_sweep.tracking.retry import retried
 
 History = dict[str, list[tuple[int, float]]]  # metric -> (epoch, value)
 
+PROBE_TIMEOUT_S = 5
 FINISHED = "attributes.status = 'FINISHED'"
 TRAINED = f"{FINISHED} AND metrics.`test/loss` > -1"  # neither pruned nor the run of a tool
 IS_TRIAL = "tags.trial != ''"
@@ -30,11 +33,44 @@ TRAIN_ONE = "python -m mnist_sweep trains one"
 
 
 def connect(uri: str) -> MlflowClient:
-    """Open a store to read from. Raises UserError if its SQLite file is missing: MLflow would create it."""
+    """Open a store to read from.
+
+    Raises:
+        UserError: the SQLite file is missing (MLflow would create it), the server does not answer,
+            or MLflow cannot open the store.
+    """
     path = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not path.exists():
         raise UserError(f"{path} does not exist: no run was recorded; {TRAIN_ONE}")
-    return MlflowClient(uri)
+    check_server(uri)
+    with store_errors(uri):
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)  # the client connects at the first call
+    return client
+
+
+def check_server(uri: str) -> None:
+    """Raise UserError if `uri` names a server that does not answer. MLflow would try for minutes."""
+    if not uri.startswith(("http://", "https://")):
+        return
+    try:
+        requests.get(f"{uri.rstrip('/')}/health", timeout=PROBE_TIMEOUT_S).raise_for_status()
+    except requests.RequestException as error:
+        raise UserError(
+            f"no MLflow server answers at tracking.uri={without_password(uri)} "
+            f"({type(error).__name__}); start it, remove tracking.uri to record under store, or use "
+            "tracking=none"
+        ) from error
+
+
+@contextmanager
+def store_errors(uri: str) -> Iterator[None]:
+    """Raise UserError for the errors of a store that does not open."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"MLflow cannot open {without_password(uri)}: {reason}") from error
 
 
 def find_runs(
@@ -86,7 +122,10 @@ def runs_by_id(uri: str, ids: Sequence[str]) -> list[Run]:
 
 
 def best_runs_of(uri: str, experiment: str, sweep: str, numbers: Sequence[int]) -> dict[int, Run]:
-    """Return {trial number: its finished run} in the order of `numbers`, without those that have none."""
+    """Return {trial number: its finished run} in the order of `numbers`.
+
+    Trials without a finished run are left out.
+    """
     client = MlflowClient(uri)
     known = client.get_experiment_by_name(experiment)
     if known is None:
@@ -246,7 +285,7 @@ def delete_models(client: MlflowClient, run: Run) -> None:
 
 
 def delete_models_of_sweep(uri: str, experiment: str, sweep: str, kept: Collection[int]) -> None:
-    """Delete the models of a sweep's trials, but for the trial numbers in `kept`."""
+    """Delete the models of a sweep's trials, except those of the trial numbers in `kept`."""
     client = MlflowClient(uri)
     known = client.get_experiment_by_name(experiment)
     if known is None:

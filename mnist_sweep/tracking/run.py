@@ -22,20 +22,18 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
-from sqlalchemy.exc import SQLAlchemyError
 from torch import nn
 
 from mnist_sweep.common import processes
 from mnist_sweep.common.configs import flatten
 from mnist_sweep.common.errors import UserError, without_password
 from mnist_sweep.tracking import provenance
-from mnist_sweep.tracking.queries import find_runs, tag_is
+from mnist_sweep.tracking.queries import check_server, find_runs, store_errors, tag_is
 from mnist_sweep.tracking.retry import RETRY_FOR_S, retried
 from mnist_sweep.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
-PROBE_TIMEOUT_S = 5
 PARAM_LIMIT = 6000  # characters of a parameter's value
 
 
@@ -55,12 +53,11 @@ def prepare(uri: str, store: str, experiment: str) -> str:
     Raises:
         UserError: the server does not answer, the database does not open, or `store` is not writable.
     """
-    if uri.startswith(("http://", "https://")):
-        _probe(uri)
+    check_server(uri)
     folder = Path(store).resolve()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "mlflow.lock", timeout=RETRY_FOR_S):
+        with store_errors(uri), FileLock(folder / "mlflow.lock", timeout=RETRY_FOR_S):
             mlflow.set_tracking_uri(uri)
             client = MlflowClient(uri)
             if uri.startswith("sqlite:") and client.get_experiment_by_name(experiment) is None:
@@ -70,23 +67,7 @@ def prepare(uri: str, store: str, experiment: str) -> str:
             close_dead_runs(client, experiment_id)
     except OSError as error:
         raise UserError(f"cannot write to store={store} ({error.strerror or error})") from error
-    except (MlflowException, SQLAlchemyError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"MLflow cannot open {without_password(uri)}: {reason}") from error
     return experiment_id
-
-
-def _probe(uri: str) -> None:
-    import requests
-
-    try:
-        requests.get(f"{uri.rstrip('/')}/health", timeout=PROBE_TIMEOUT_S).raise_for_status()
-    except requests.RequestException as error:
-        raise UserError(
-            f"no MLflow server answers at tracking.uri={without_password(uri)} "
-            f"({type(error).__name__}); start it, remove tracking.uri to record under store, or use "
-            "tracking=none"
-        ) from error
 
 
 def close_dead_runs(client: MlflowClient, experiment_id: str) -> None:

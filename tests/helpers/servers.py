@@ -23,7 +23,7 @@ def answers(url: str) -> bool:
 
 @contextmanager
 def ui(store: Path, *arguments: str) -> Iterator[tuple[list[str], str]]:
-    """Run the tool `ui`. Yield the lines that it prints, and its address."""
+    """Run the tool `ui`. Yield the lines that it prints, and its address; check that Ctrl-C ends it."""
     process = cli.start("ui", f"store={store}", *arguments, stdout=PIPE, start_new_session=True)
     try:
         lines = []
@@ -36,6 +36,7 @@ def ui(store: Path, *arguments: str) -> Iterator[tuple[list[str], str]]:
     finally:
         os.kill(process.pid, signal.SIGINT)
         process.wait(30)
+    assert process.returncode == 0
 
 
 @contextmanager

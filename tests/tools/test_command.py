@@ -9,7 +9,7 @@ import pytest
 
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.tools.command import TOOLS, compose_config, list_tools, run_tool, split_arguments
-from tests.helpers.cli import ROOT, cli, environment, run, tool
+from tests.helpers.cli import ROOT, environment, run, tool
 
 PROGRAM = ["python", "-m", "mnist_sweep"]
 
@@ -68,6 +68,11 @@ def test_names_are_taken_as_typed(text: str) -> None:
     assert (cfg.source, cfg.store) == (text, text)
 
 
+def test_cfg_names_the_model_as_the_command_line_does(capsys: pytest.CaptureFixture[str]) -> None:
+    run_tool("predict", ["--cfg", "model=it's, x"], PROGRAM)
+    assert "model: it's, x\n" in capsys.readouterr().out
+
+
 def test_lists_are_separated_by_commas() -> None:
     for argument in ("models=simple,it's", "models=[simple, it's]"):
         cfg, _ = compose_config("demo", *split_arguments(TOOLS["demo"], [argument]))
@@ -91,12 +96,14 @@ def test_arguments_without_a_key_are_files_of_predict(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        ("evaluate modle=x", "modle: no such setting (did you mean 'model'?); there are model, "),
+        ("evaluate modle=x", "modle: no such setting (did you mean 'model'?); there are data, "),
         ("evaluate photo.png", "photo.png: expected key=value"),
         ("evaluate data=mnits", "data=mnits: no such choice (did you mean 'mnist'?)"),
         ("evaluate tracking.urii=x", "tracking.urii: no such key (did you mean 'uri'?)"),
         ("evaluate -m seed=1,2", "unrecognized arguments: -m; "),
         ("predict format=xml a.png", "format: "),
+        ("predict seed=[ a.png", "seed=[: cannot be parsed; put a value into quotes: "),
+        ("promote model=x", "model: no such setting; there are data, force, "),
         ("ui prot=1", "prot: no such setting (did you mean 'port'?)"),
         ("ui port=x", "port: "),
         ("data data.nosuch=1", "data.nosuch: no such key"),
@@ -154,7 +161,31 @@ def test_failure_inside_a_tool_shows_its_traceback(tmp_path: Path) -> None:
     assert "ValueError: invalid literal" in done.stderr
 
 
-def test_word_that_is_no_tool_is_an_error(fresh: Path) -> None:
-    done = cli("predikt", store=fresh)
-    assert done.returncode == 2
-    assert "predikt" in done.stderr
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("foo://x", "MLflow cannot open foo://x: "),
+        ("http://127.0.0.1:9", "no MLflow server answers at tracking.uri=http://127.0.0.1:9 "),
+    ],
+)
+@pytest.mark.parametrize("name", ["evaluate", "promote", "ensemble"])
+def test_store_that_does_not_open_is_an_error(
+    name: str, uri: str, expected: str, fresh: Path
+) -> None:
+    arguments = [f"tracking.uri={uri}", *(["sweep=s"] if name == "ensemble" else [])]
+    done = tool(name, *arguments, store=fresh)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {expected}")
+    assert len(done.stderr.splitlines()) == 1
+    assert not fresh.exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"), [("predikt", " (did you mean 'predict'?)"), ("nothing", "")]
+)
+def test_word_that_is_no_tool_is_an_error(word: str, hint: str, fresh: Path) -> None:
+    done = run(word, env={"MNIST_SWEEP_STORE": str(fresh)})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {word}: no such tool{hint}; there are predict, ")
+    assert len(done.stderr.splitlines()) == 1
+    assert not fresh.exists()

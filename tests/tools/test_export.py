@@ -26,3 +26,14 @@ def test_exported_file_predicts_the_same(form: str, name: str, tmp_path: Path) -
     if form == "torchscript":
         alone = torch.jit.load(str(path))
         assert alone(torch.zeros(3, 1, 28, 28)).shape == (3, 10)
+
+
+def test_output_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    outputs = {tmp_path: "is a folder", tmp_path / "file" / "m.pt2": "cannot create its folder"}
+    for output, expected in outputs.items():
+        done = tool("export", "format=pt2", f"output={output}", store=store())
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"error: output={output}")
+        assert expected in done.stderr
+        assert len(done.stderr.splitlines()) == 1

@@ -2,12 +2,14 @@
 
 import csv
 import json
+import signal
 from io import StringIO
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
-from tests.helpers.cli import tool
+from tests.helpers.cli import start, tool
 from tests.helpers.pictures import draw_digit
 from tests.helpers.trained import directory, store
 
@@ -53,6 +55,16 @@ def test_predict_reads_thousands_of_files(tmp_path: Path) -> None:
     done = tool("predict", str(tmp_path), store=store())
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2001
+
+
+def test_predict_ends_silently_with_the_reader_of_its_pipe(folder: Path) -> None:
+    files = [str(folder / "1=x.png")] * 2000
+    process = start("predict", f"store={store()}", *files, stdout=PIPE, stderr=PIPE)
+    assert process.stdout.readline() == "file,class,probability\n"
+    process.stdout.close()
+    assert process.wait(60) == -signal.SIGPIPE
+    assert process.stderr.read() == ""
+    process.stderr.close()
 
 
 @pytest.mark.parametrize(

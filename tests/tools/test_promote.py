@@ -31,6 +31,13 @@ def test_only_a_significantly_better_challenger_wins() -> None:
     assert compare(None, worse) == (True, "there was no champion yet")
 
 
+def test_promote_without_a_registered_name_is_an_error(fresh: Path) -> None:
+    done = tool("promote", "tracking.register=null", store=fresh)
+    assert done.returncode == 2
+    assert done.stderr == "error: tracking.register: expected the name of a registered model\n"
+    assert not fresh.exists()
+
+
 def sweep(store: Path, *arguments: str) -> None:
     assert engine.run(*SMALL, *arguments, store=store, module="mnist_sweep")[0] == 0
 

@@ -27,6 +27,15 @@ def test_ui_serves_the_runs_and_stops_with_its_children(store: Path) -> None:
     engine.wait_for(lambda: not answers(f"{address}/health"), 10)
 
 
+@pytest.mark.parametrize("port", ["-1", "65536"])
+def test_port_that_does_not_exist_is_an_error(port: str, store: Path) -> None:
+    store.mkdir(exist_ok=True)
+    (store / "mlflow.db").touch()
+    done = tool("ui", f"port={port}", store=store)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: port={port}: expected 0 to 65535\n"
+
+
 def test_ui_without_runs_is_an_error(fresh: Path) -> None:
     done = tool("ui", store=fresh)
     assert done.returncode == 2
@@ -38,6 +47,11 @@ def test_dashboard_without_a_sweep_is_an_error(store: Path) -> None:
     done = tool("ui", "dashboard=true", store=store)
     assert done.returncode == 2
     assert "contains no sweep" in done.stderr
+
+
+def test_empty_host_is_an_error() -> None:
+    with pytest.raises(UserError, match="host: expected an address"):
+        find_free_port(0, "")
 
 
 def test_taken_port_is_replaced(capfd: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,8 @@ def run(cfg: DictConfig, overrides: Sequence[str]) -> None:
         raise UserError("the models take images of different shapes or have different classes")
     app = make_app(models, load_data_for(first, cfg, overrides), cfg.host)
     port = find_free_port(cfg.port, cfg.host)
-    log.info("draw on http://%s:%d  (Ctrl-C stops it)", cfg.host, port)
+    host = f"[{cfg.host}]" if ":" in cfg.host else cfg.host  # as a URL writes IPv6
+    log.info("draw on http://%s:%d  (Ctrl-C stops it)", host, port)
     with suppress(KeyboardInterrupt):
         uvicorn.run(app, host=cfg.host, port=port, log_level="warning", lifespan="off")
 
