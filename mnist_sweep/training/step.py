@@ -81,15 +81,16 @@ class TrainingStep:
             scale: factor of the images' height and width, at most 1.
 
         Returns:
-            The mean loss and the number of correct predictions, both on the device.
+            The batch's mean losses [2], with and without label smoothing, and the number of correct
+            predictions, both on the device.
         """
         if self.graphed is None:
-            loss, n_correct = self._update(indices, scale)
+            losses, n_correct = self._update(indices, scale)
         else:
-            loss, n_correct = self.graphed(self._update, indices, scale)
+            losses, n_correct = self.graphed(self._update, indices, scale)
         if self.average is not None:
             self.average.update(self.model)
-        return loss, n_correct
+        return losses, n_correct
 
     def _update(self, indices: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Do the part of a step that a CUDA graph can hold."""
@@ -102,20 +103,20 @@ class TrainingStep:
             size = scaled_size(images.shape[2:], scale)
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
         if settings.skip_easiest == 0:
-            loss, n_correct = self._backward(images, labels, self._n_micro_batches(len(images)))
+            losses, n_correct = self._backward(images, labels, self._n_micro_batches(len(images)))
         else:
-            losses, n_correct = self._losses(images, labels, self._n_micro_batches(len(images)))
+            of_images, n_correct = self._losses(images, labels, self._n_micro_batches(len(images)))
             n_kept = len(images) - round(settings.skip_easiest * len(images))
-            hardest = losses.topk(max(n_kept, min(2, len(images)))).indices
+            hardest = of_images[0].topk(max(n_kept, min(2, len(images)))).indices
             n_micro_batches = self._n_micro_batches(len(hardest))
             self._backward(images[hardest], labels[hardest], n_micro_batches)
-            loss = losses.mean()
+            losses = of_images.mean(1)
         if settings.grad_clip is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), settings.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return loss, n_correct
+        return losses, n_correct
 
     def _n_micro_batches(self, n_images: int) -> int:
         """Number of micro-batches. Each has at least two images, because batch norm needs a variance."""
@@ -131,28 +132,37 @@ class TrainingStep:
         for x, y in zip(*micro_batches, strict=True):
             with self.autocast:
                 logits = self.forward(x)
-                loss = F.cross_entropy(logits, y, label_smoothing=self.settings.label_smoothing)
-                loss = loss * (len(x) / len(images))
-            self.scaler.scale(loss).backward()
-            losses.append(loss.detach())
+                both = self._cross_entropy(logits, y, "mean") * (len(x) / len(images))
+            self.scaler.scale(both[0]).backward()
+            losses.append(both.detach())
             n_correct.append((logits.detach().argmax(1) == y).sum())
-        return torch.stack(losses).sum(), torch.stack(n_correct).sum()
+        return torch.stack(losses).sum(0), torch.stack(n_correct).sum()
 
     @torch.no_grad()
     def _losses(
         self, images: torch.Tensor, labels: torch.Tensor, n_micro_batches: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss of each image [B] and the number of correct predictions.
+        """Return the losses of each image [2, B] and the number of correct predictions.
 
         This pass does not update the statistics of batch norm.
         """
         self.model.train(not self.has_modes)
         with self.autocast:
             logits = torch.cat([self.forward(x) for x in images.tensor_split(n_micro_batches)])
-            smoothing = self.settings.label_smoothing
-            losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+            losses = self._cross_entropy(logits, labels, "none")
         self.model.train()
         return losses, (logits.argmax(1) == labels).sum()
+
+    def _cross_entropy(
+        self, logits: torch.Tensor, labels: torch.Tensor, reduction: str
+    ) -> torch.Tensor:
+        """Return the loss with and without label smoothing, [2] or [2, B]; the first has a gradient."""
+        smoothing = self.settings.label_smoothing
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction=reduction)
+        plain = loss.detach()
+        if smoothing:
+            plain = F.cross_entropy(logits.detach(), labels, reduction=reduction)
+        return torch.stack([loss, plain])
 
 
 def scaled_size(size: Sequence[int], scale: float) -> list[int]:

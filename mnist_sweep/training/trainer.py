@@ -83,7 +83,7 @@ class EpochProgress:
 
     Attributes:
         order: [n_images] int64, a permutation; None between two epochs.
-        losses: [n_steps] float32, of the steps so far.
+        losses: [n_steps, 2] float32, of the steps so far, with and without label smoothing.
         n_correct: int64 scalar, over the steps so far.
         step: number of steps so far.
         seconds: time that they took.
@@ -98,7 +98,7 @@ class EpochProgress:
     def clear(self) -> None:
         """End the epoch."""
         self.order: torch.Tensor | None = None
-        self.losses = torch.zeros(self.n_steps, device=self.device)
+        self.losses = torch.zeros(self.n_steps, 2, device=self.device)
         self.n_correct = torch.zeros((), dtype=torch.int64, device=self.device)
         self.step, self.seconds, self.lr = 0, 0.0, 0.0
 
@@ -109,9 +109,9 @@ class EpochProgress:
         all_batches: tuple[torch.Tensor, ...] = self.order.split(self.batch_size)
         return all_batches[self.step :]
 
-    def add(self, loss: torch.Tensor, n_correct: torch.Tensor) -> None:
+    def add(self, losses: torch.Tensor, n_correct: torch.Tensor) -> None:
         """Add the results of a step, without waiting for the device."""
-        self.losses[self.step] = loss
+        self.losses[self.step] = losses
         self.n_correct += n_correct
         self.step += 1
 
@@ -119,6 +119,13 @@ class EpochProgress:
     def n_seen(self) -> int:
         """Number of images in the steps so far."""
         return min(self.step * self.batch_size, self.n_images)
+
+    def mean_losses(self) -> tuple[float, float]:
+        """Return the mean over the images so far, with and without label smoothing."""
+        n_images = torch.full((self.step, 1), self.batch_size, device=self.device)
+        n_images[-1] -= self.step * self.batch_size - self.n_seen  # the last batch may be smaller
+        smoothed, plain = ((self.losses[: self.step] * n_images).sum(0) / self.n_seen).tolist()
+        return smoothed, plain
 
     def state_dict(self) -> dict[str, Any] | None:
         if self.order is None:
@@ -137,7 +144,10 @@ class EpochProgress:
                 "it stopped within an epoch; data.train_size, data.val_size and data.batch_size "
                 "cannot change before that epoch ends"
             )
-        self.order, self.losses = state["order"].to(self.device), state["losses"].to(self.device)
+        losses = state["losses"].to(self.device)
+        # checkpoints of 0.1 have one loss a step
+        self.losses = losses if losses.ndim == 2 else torch.stack([losses, losses], 1)
+        self.order = state["order"].to(self.device)
         self.n_correct = state["correct"].to(self.device)
         self.step, self.seconds = state["step"], state["seconds"]
         self.lr = state.get("lr", 0.0)  # checkpoints of 0.1 have none
@@ -305,13 +315,16 @@ class Trainer:
         self._check_losses()  # waits for the device
         seconds = before + time.monotonic() - started
         self.state.seconds += seconds
+        smoothed_loss, loss = progress.mean_losses()
         metrics = {
-            "train/loss": progress.losses[: progress.step].mean().item(),
+            "train/loss": loss,
             "train/accuracy": progress.n_correct.item() / progress.n_seen,
             "lr": progress.lr,
             "epoch_s": seconds,
             "images_per_s": progress.n_seen / seconds,
         }
+        if self.settings.label_smoothing:
+            metrics["train/smoothed_loss"] = smoothed_loss
         progress.clear()
         return metrics
 
@@ -322,7 +335,7 @@ class Trainer:
 
     def _check_losses(self) -> None:
         """Raise DivergedError if a loss of the epoch in progress is not finite."""
-        losses = self.progress.losses[: self.progress.step]
+        losses = self.progress.losses[: self.progress.step, 0]
         not_finite = torch.nonzero(~torch.isfinite(losses))
         if len(not_finite):
             first = int(not_finite[0])

@@ -69,10 +69,11 @@ def check_gradients(ours: nn.Module, plain: nn.Module, loss: torch.Tensor) -> No
 @pytest.mark.parametrize("size", [1, 2, 7, 25, 49, 50, 64])
 def test_micro_batches_add_up_to_the_batch(size: int) -> None:
     ours, plain = net(), net()
-    loss, n_correct = take_step(ours, micro_batch_size=size)
+    losses, n_correct = take_step(ours, micro_batch_size=size, label_smoothing=0.1)
     logits = plain(IMAGES / 255)
-    expected = F.cross_entropy(logits, LABELS)
-    torch.testing.assert_close(loss, expected.detach())
+    expected = F.cross_entropy(logits, LABELS, label_smoothing=0.1)
+    torch.testing.assert_close(losses[0], expected.detach())
+    torch.testing.assert_close(losses[1], F.cross_entropy(logits, LABELS).detach())
     assert n_correct == (logits.argmax(1) == LABELS).sum()
     check_gradients(ours, plain, expected)
 
@@ -104,12 +105,16 @@ def test_steps_with_micro_batches_are_those_with_whole_batches() -> None:
 
 def test_skip_easiest_changes_the_gradient_and_not_the_loss() -> None:
     ours, plain = net(), net()
-    loss, n_correct = take_step(ours, skip_easiest=0.7)
+    losses, n_correct = take_step(ours, skip_easiest=0.7, label_smoothing=0.1)
     logits = plain(IMAGES / 255)
-    losses = F.cross_entropy(logits, LABELS, reduction="none")
-    torch.testing.assert_close(loss, losses.mean().detach())
+    smoothed, unsmoothed = (
+        F.cross_entropy(logits, LABELS, label_smoothing=smoothing, reduction="none")
+        for smoothing in (0.1, 0.0)
+    )
+    expected = torch.stack([smoothed.mean(), unsmoothed.mean()]).detach()
+    torch.testing.assert_close(losses, expected)
     assert n_correct == (logits.argmax(1) == LABELS).sum()
-    check_gradients(ours, plain, losses.sort().values[-15:].mean())
+    check_gradients(ours, plain, smoothed.sort().values[-15:].mean())
 
 
 def test_smaller_images_train_a_net_with_linear_layers() -> None:

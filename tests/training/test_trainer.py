@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from mnist_sweep.data.dataset import Dataset, Split
@@ -186,17 +187,20 @@ def test_grad_clip_bounds_the_step(tmp_path: Path) -> None:
     assert moved.item() == pytest.approx(1e-3, rel=1e-3)  # one step of lr 1
 
 
-def test_label_smoothing_changes_only_the_training_loss(tmp_path: Path) -> None:
-    histories = []
-    for smoothing in (0.0, 0.5):
-        settings = TrainerConfig(max_epochs=1, label_smoothing=smoothing)
-        trainer = toy_trainer(
-            tmp_path, settings=settings, optimizer=partial(torch.optim.SGD, lr=0.0)
-        )
-        histories.append(trainer.fit(MemoryTracker(), Trial()).history[0])
-    plain, smooth = histories
-    assert plain["val/loss"] == smooth["val/loss"]
-    assert plain["train/loss"] != smooth["train/loss"]
+@pytest.mark.parametrize("smoothing", [0.0, 0.5])
+def test_train_loss_is_the_mean_cross_entropy_of_the_images(
+    tmp_path: Path, smoothing: float
+) -> None:
+    settings = TrainerConfig(max_epochs=1, label_smoothing=smoothing)
+    fixed = partial(torch.optim.SGD, lr=0.0)
+    trainer = toy_trainer(tmp_path, settings=settings, optimizer=fixed)  # its last batch is smaller
+    metrics = trainer.fit(MemoryTracker(), Trial()).history[0]
+    assert metrics["train/loss"] == pytest.approx(trainer.evaluate(DATA.train).loss, rel=1e-5)
+    assert ("train/smoothed_loss" in metrics) == (smoothing > 0)
+    if smoothing:
+        logits = trainer.step.model(DATA.train.images / 255)
+        expected = F.cross_entropy(logits, DATA.train.labels, label_smoothing=smoothing).item()
+        assert metrics["train/smoothed_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_schedule_steps_with_the_epochs_or_with_the_steps(tmp_path: Path) -> None:
