@@ -92,11 +92,12 @@ class ExportConfig(ModelToolConfig):
 class PromoteConfig(LoadingConfig):
     """Make the challenger the champion if it is significantly better.
 
-    A sweep registers its best model as the challenger. This tool compares it with the champion on
-    the same test images, by McNemar's exact test.
+    A sweep registers its best model as the challenger. This tool compares it with the champion by
+    McNemar's exact test. The images that validated both decide. With data=..., or if there are fewer
+    than 100 such images, the test images decide.
     """
 
-    data: DataConfig = setting(DataConfig, "dataset whose test images are used")
+    data: DataConfig = setting(DataConfig, "dataset to compare on, by default that of training")
     force: bool = setting(False, "promote the challenger even if it is not better")
 
 

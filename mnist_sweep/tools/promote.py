@@ -1,4 +1,4 @@
-"""Compares the challenger with the champion on the same test images, and promotes it if it is better."""
+"""Compares the challenger with the champion on the same images, and promotes it if it is better."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from mnist_sweep.analysis import metrics
 from mnist_sweep.common import console
 from mnist_sweep.common.errors import UserError, without_password
-from mnist_sweep.data.dataset import Dataset
+from mnist_sweep.data.dataset import Dataset, Split
 from mnist_sweep.tools.timing import median_ms
 from mnist_sweep.tools.trained_model import (
     TrainedModel,
@@ -23,6 +23,8 @@ from mnist_sweep.tracking.registry import CHALLENGER, CHAMPION
 from mnist_sweep.tracking.run import store_uri
 
 log = logging.getLogger(__name__)
+
+MIN_SHARED = 100  # images; with fewer, hardly any difference is significant
 
 
 def run(cfg: DictConfig, overrides: Sequence[str]) -> None:
@@ -42,19 +44,38 @@ def run(cfg: DictConfig, overrides: Sequence[str]) -> None:
         return
     if champion is not None and not cfg.force:
         _check_same_data(champion.tags, challenger.tags)
+    versions = {CHAMPION: champion, CHALLENGER: challenger}
     loaded = {
         alias: load_model(cfg, f"models:/{name}/{version.version}")
-        for alias, version in ((CHAMPION, champion), (CHALLENGER, challenger))
+        for alias, version in versions.items()
         if version is not None
     }
     data = load_data_for(loaded[CHALLENGER], cfg, overrides)
-    correct = {}
-    for alias, model in loaded.items():
+    for model in loaded.values():
         check_data_fits(model, data)
-        predicted = model.probabilities(data.test.images.numpy()).argmax(1)
-        correct[alias] = predicted == data.test.labels.numpy()
+    images = {"test": data.test}
+    same_data = champion is not None and _data_of(champion.tags) == _data_of(challenger.tags)
+    if same_data and not _chooses_images(overrides):
+        validation = _shared_validation(data, loaded, cfg, overrides)
+        if len(validation) >= MIN_SHARED:
+            images = {"validation": validation, **images}
+    correct = {
+        title: {alias: _is_correct(model, split) for alias, model in loaded.items()}
+        for title, split in images.items()
+    }
     log.info(_table(loaded, correct, data))
-    is_better, reason = compare(correct.get(CHAMPION), correct[CHALLENGER])
+    title, decisive = next(iter(correct.items()))
+    is_better, reason = compare(decisive.get(CHAMPION), decisive[CHALLENGER])
+    if CHAMPION in loaded:
+        reason += f" on {len(images[title]):,} {title} images"
+    if CHAMPION in loaded and title == "test":
+        log.warning(
+            "WARNING: the test images decide, because the models have fewer than %d validation "
+            "images in common. They have decided %d times before. After many decisions the test "
+            "accuracy of the champion is too optimistic.",
+            MIN_SHARED,
+            registry.record_test_decision(uri, challenger, data.digest),
+        )
     if is_better or cfg.force:
         registry.promote(uri, challenger)
         log.info("%s version %s is now the champion (%s)", name, challenger.version, reason)
@@ -62,11 +83,40 @@ def run(cfg: DictConfig, overrides: Sequence[str]) -> None:
         log.info("the champion stays (%s); force=true promotes the challenger anyway", reason)
 
 
+def _chooses_images(overrides: Sequence[str]) -> bool:
+    """Whether overrides choose other images than those that the models were trained with."""
+    keys = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    return any(key == "data" or (key.startswith("data.") and key != "data.root") for key in keys)
+
+
+def _shared_validation(
+    data: Dataset, loaded: Mapping[str, TrainedModel], cfg: DictConfig, overrides: Sequence[str]
+) -> Split:
+    """Return the images on which both models were validated: neither was trained on them.
+
+    There are none if a model was logged without a run that says what it was trained on.
+    """
+    val = data.val
+    shared = np.zeros(len(val), bool)
+    if all(model.run_id for model in loaded.values()):
+        champions = load_data_for(loaded[CHAMPION], cfg, overrides).val
+        shared = np.isin(val.indices, champions.indices)
+    return Split(val.images[shared], val.labels[shared], val.indices[shared])
+
+
+def _is_correct(model: TrainedModel, split: Split) -> NDArray[np.bool_]:
+    """Return whether the model predicts each image of the split correctly, [N]."""
+    correct: NDArray[np.bool_] = (
+        model.probabilities(split.images.numpy()).argmax(1) == split.labels.numpy()
+    )
+    return correct
+
+
 def compare(champion: NDArray[np.bool_] | None, challenger: NDArray[np.bool_]) -> tuple[bool, str]:
     """Say whether the challenger is significantly better, and why.
 
     Args:
-        champion: whether the champion is correct on each test image, [N]; None without a champion.
+        champion: whether the champion is correct on each image, [N]; None without a champion.
         challenger: the same of the challenger.
     """
     if champion is None:
@@ -78,7 +128,7 @@ def compare(champion: NDArray[np.bool_] | None, challenger: NDArray[np.bool_]) -
 
 def _check_same_data(champion: Mapping[str, str], challenger: Mapping[str, str]) -> None:
     """Raise UserError if the tags of two versions say that they were trained on different data."""
-    if champion.get("data.sha256") != challenger.get("data.sha256"):
+    if _data_of(champion) != _data_of(challenger):
         before, now = (
             f"{tags.get('data')} ({tags.get('data.sha256', '')[:8]})"
             for tags in (champion, challenger)
@@ -89,15 +139,25 @@ def _check_same_data(champion: Mapping[str, str], challenger: Mapping[str, str])
         )
 
 
+def _data_of(tags: Mapping[str, str]) -> str | None:
+    """Return the sha256 of the dataset that a version was trained on."""
+    return tags.get("data.sha256")
+
+
 def _table(
-    loaded: Mapping[str, TrainedModel], correct: Mapping[str, NDArray[np.bool_]], data: Dataset
+    loaded: Mapping[str, TrainedModel],
+    correct: Mapping[str, Mapping[str, NDArray[np.bool_]]],
+    data: Dataset,
 ) -> str:
-    columns, rows = ("", "model", "test %", "right alone", "ms an image", "MB"), []
-    images = data.test.images
+    titles = list(correct)
+    columns = ("", "model", *(f"{title} %" for title in titles), "right alone", "ms an image", "MB")
+    rows = []
     for alias, model in loaded.items():
-        others = [right for other, right in correct.items() if other != alias]
-        alone = f"{int((correct[alias] & ~others[0]).sum()):,}" if others else ""
-        latency = f"{median_ms(model.probabilities, images[:1].numpy()):.2f}"
-        percent, megabytes = f"{100 * correct[alias].mean():.2f}", f"{model.n_bytes / 1e6:.2f}"
-        rows.append((alias, model.name, percent, alone, latency, megabytes))
-    return console.table(columns, rows, f"{len(images):,} test images of {data.name}")
+        decisive = correct[titles[0]]
+        others = [right for other, right in decisive.items() if other != alias]
+        alone = f"{int((decisive[alias] & ~others[0]).sum()):,}" if others else ""
+        latency = f"{median_ms(model.probabilities, data.test.images[:1].numpy()):.2f}"
+        percents = (f"{100 * correct[title][alias].mean():.2f}" for title in titles)
+        rows.append((alias, model.name, *percents, alone, latency, f"{model.n_bytes / 1e6:.2f}"))
+    sizes = (f"{len(right[CHALLENGER]):,} {title}" for title, right in correct.items())
+    return console.table(columns, rows, f"{' and '.join(sizes)} images of {data.name}")

@@ -12,6 +12,7 @@ from mnist_sweep.tracking.queries import Run, connect
 from mnist_sweep.tracking.retry import retried
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+DECIDED_BY = "test_set.sha256"  # tag of a version: the dataset whose test images decided about it
 
 
 def register(uri: str, name: str, run: Run, sweep: str) -> ModelVersion | None:
@@ -78,3 +79,16 @@ def promote(uri: str, version: ModelVersion) -> None:
     """Make this version the champion."""
     client = MlflowClient(uri)
     client.set_registered_model_alias(version.name, CHAMPION, version.version)
+
+
+def record_test_decision(uri: str, version: ModelVersion, data_digest: str) -> int:
+    """Record that a dataset's test images decide about a version.
+
+    Returns:
+        For how many other versions they have decided before.
+    """
+    client = MlflowClient(uri)
+    decided = client.search_model_versions(f"tags.`{DECIDED_BY}` = '{data_digest}'")
+    client.set_model_version_tag(version.name, version.version, DECIDED_BY, data_digest)
+    same = (version.name, version.version)
+    return sum((each.name, each.version) != same for each in decided)

@@ -56,7 +56,8 @@ def test_sweep_registers_its_best_model_and_promote_decides(tmp_path: Path) -> N
     sweep(store, "optimizer.lr=1e-3", "sweep.name=b")
     won = tool("promote", store=store).stdout
     assert "version 2 is now the champion (McNemar" in won
-    assert "500 test images of mnist5k" in won
+    assert "on 500 validation images)" in won
+    assert "500 validation and 500 test images of mnist5k" in won
     sweep(store, "optimizer.lr=1e-5", "sweep.name=c")
     assert "the champion stays" in tool("promote", store=store).stdout
     assert client.get_model_version_by_alias("mnist-sweep", "champion").version == 2
@@ -67,6 +68,12 @@ def test_sweep_registers_its_best_model_and_promote_decides(tmp_path: Path) -> N
     client.set_model_version_tag("mnist-sweep", "3", "data.sha256", version.tags["data.sha256"])
     tool("promote", "force=true", store=store)
     assert client.get_model_version_by_alias("mnist-sweep", "champion").version == 3
+    for seed, n_before in ((1, 0), (2, 1)):
+        sweep(store, "optimizer.lr=1e-5", f"data.split_seed={seed}", f"sweep.name=split{seed}")
+        for _ in range(2):  # a repetition decides nothing new
+            done = tool("promote", store=store)
+            assert "on 500 test images)" in done.stdout
+            assert f"They have decided {n_before} times before" in done.stdout
 
 
 @pytest.mark.slow
