@@ -1,4 +1,4 @@
-"""Which configuration of a sweep wins, whether its lead is more than noise, and what to try next."""
+"""Which configuration of a sweep is best, whether its lead is more than noise, and what to try next."""
 
 import math
 import statistics
@@ -21,7 +21,7 @@ Correct = Mapping[int, NDArray[np.bool_]]
 
 
 def verdict(configurations: Sequence[Configuration], about: About, correct: Correct) -> list[str]:
-    """Say in sentences which configuration wins, and whether its lead may be noise.
+    """Say in sentences which configuration is best, and whether its lead may be noise.
 
     Args:
         configurations: best first.
@@ -43,17 +43,10 @@ def verdict(configurations: Sequence[Configuration], about: About, correct: Corr
         lead = f"{100 * abs(first.score - second.score):.2g} percentage points"
     else:
         lead = f"{abs(first.score - second.score):.2g}"
-    test, p = _test_difference(first, second, metric, correct)
-    if p is None:
-        noise = f"It is unknown whether this is noise: {test}."
-    elif p < metrics.SIGNIFICANCE_LEVEL:
-        noise = f"This is more than noise ({test}, p = {p:.2g})."
-    else:
-        noise = f"This may be noise ({test}, p = {p:.2g})."
     other = f"{second.name} ({format_metric(metric, second.scores)})"
     sentences = [
-        f"{first.name} wins with {metric} {score}.",
-        f"Its lead over {other} is {lead}. {noise}",
+        f"{first.name} has the best {metric}: {score}.",
+        f"Its lead over {other} is {lead}. {_difference(first, second, metric, correct)}",
     ]
     if metric.startswith("val/"):
         sentences.append(
@@ -70,30 +63,38 @@ def _with_unit(configuration: Configuration, metric: str) -> str:
     return f"{format_metric(metric, configuration.scores)}{unit}{seeds}"
 
 
-def _test_difference(
-    first: Configuration, second: Configuration, metric: str, correct: Correct
-) -> tuple[str, float | None]:
-    """Test whether two configurations differ, over their seeds or else over the validation images.
+def _difference(first: Configuration, second: Configuration, metric: str, correct: Correct) -> str:
+    """Say whether the lead may be noise.
 
-    Returns:
-        The name of the test and its p-value; or the reason why no test is possible, and None.
+    Only a test over seeds says something about configurations. A test on the validation images
+    compares two trained models, and with other seeds the second configuration may have the better
+    one.
     """
-    if min(len(first.scores), len(second.scores)) > 1:
+    unknown = "It is unknown whether this is noise"
+    n_seeds = [len(each.scores) for each in (first, second)]
+    if min(n_seeds) > 1:
         if max(map(statistics.pstdev, (first.scores, second.scores))) == 0:
-            return "the seeds make no difference", None
+            return f"{unknown}: the seeds make no difference."
         from scipy.stats import ttest_ind
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # scipy warns about nearly equal scores
-            p = ttest_ind(first.scores, second.scores, equal_var=False).pvalue
-        return f"Welch's t-test over {len(first.scores)} and {len(second.scores)} seeds", float(p)
-    if metric != "val/accuracy" or max(len(first.scores), len(second.scores)) > 1:
-        return "a test needs several seeds of both", None
+            p = float(ttest_ind(first.scores, second.scores, equal_var=False).pvalue)
+        extent = "is more than noise" if p < metrics.SIGNIFICANCE_LEVEL else "may be noise"
+        return (
+            f"This {extent} (Welch's t-test over {n_seeds[0]} and {n_seeds[1]} seeds, p = {p:.2g})."
+        )
+    if metric != "val/accuracy" or max(n_seeds) > 1:
+        return f"{unknown}: a test needs several seeds of both."
     one, other = (correct.get(each.trials[0].number) for each in (first, second))
     if one is None or other is None or one.shape != other.shape:
-        return "there is one seed, and no predictions of the same validation images", None
-    test = f"McNemar's test on {len(one):,} validation images, one seed"
-    return test, metrics.mcnemar(one, other)
+        return f"{unknown}: there is one seed, and no predictions of the same validation images."
+    p = metrics.mcnemar(one, other)
+    extent = "differ" if p < metrics.SIGNIFICANCE_LEVEL else "may be equally accurate"
+    return (
+        f"These two trained models {extent} (McNemar's test on {len(one):,} validation images, "
+        f"p = {p:.2g}). To compare the configurations, train several seeds of each."
+    )
 
 
 class Step(NamedTuple):

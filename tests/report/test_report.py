@@ -22,7 +22,7 @@ def test_report_is_written_at_the_end_of_a_sweep_and_again_by_the_tool(store: Pa
     assert f"report: {page.as_uri()}" in out
     text = page.read_text()
     for expected in (
-        "wins with val/accuracy",
+        "has the best val/accuracy",
         "McNemar",
         "4 complete, 2 fail",
         "batch_size=500 is larger",
