@@ -17,13 +17,22 @@ def boot_id() -> str:
         return str(int(psutil.boot_time()))
 
 
-def process_identity() -> dict[str, str]:
-    """Host, boot, process id and start time (seconds since the boot): unique across hosts and time."""
+def process_identity(pid: int | None = None) -> dict[str, str]:
+    """Host, boot, process id and start time (seconds since the boot): unique across hosts and time.
+
+    Args:
+        pid: of a process on this host; None: of this process.
+    """
+    pid = os.getpid() if pid is None else pid
+    try:
+        started = _start_time(psutil.Process(pid))
+    except psutil.NoSuchProcess:  # it ended just now
+        started = ""
     return {
         "host": socket.gethostname(),
         "boot_id": boot_id(),
-        "pid": str(os.getpid()),
-        "process_started": _start_time(psutil.Process()),
+        "pid": str(pid),
+        "process_started": started,
     }
 
 

@@ -42,6 +42,8 @@ class SweepConfig:
     checkpoint: str | None = (
         None  # file in a trial's directory from which an interrupted trial resumes
     )
+    # modules that the server of the workers imports once for all of them
+    preload: list[str] = field(default_factory=list)
     columns: dict[str, str] = field(default_factory=dict)  # leaderboard: metric -> heading
     # configuration keys whose values may differ when a sweep or a run resumes
     may_change: list[str] = field(default_factory=lambda: ["device", "store"])

@@ -19,14 +19,15 @@ from rich.text import Text
 from mnist_sweep.common.configs import is_under
 from mnist_sweep.common.console import console
 from mnist_sweep.common.console import table as as_table
-from mnist_sweep.sweep import results
+from mnist_sweep.sweep import optuna_internals, results
 from mnist_sweep.sweep import study as storage
 from mnist_sweep.sweep.config import OWN_KEYS
+from mnist_sweep.sweep.coordinator import Coordinator
 from mnist_sweep.sweep.importances import importances
+from mnist_sweep.sweep.plan import Plan
 from mnist_sweep.sweep.results import About, assignments
 from mnist_sweep.sweep.space import Space
 from mnist_sweep.sweep.study import DONE, get_trials, own_failure
-from mnist_sweep.sweep.worker import Plan
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +46,11 @@ def preview(points: Sequence[dict[str, Any]], space: Space, *, grid: bool) -> No
 
 
 @contextmanager
-def live(study: optuna.Study, plan: Plan) -> Iterator[None]:
+def live(coordinator: Coordinator) -> Iterator[None]:
     """Show the progress while the block runs: a table, or without a terminal a line for each trial."""
-    over = threading.Event()
+    over, plan = threading.Event(), coordinator.plan
     show = _live_table if console.is_terminal else _live_lines
-    thread = threading.Thread(target=show, args=(study, plan, over), daemon=True)
+    thread = threading.Thread(target=show, args=(coordinator, over), daemon=True)
     log.info("sweep %s: %d trials, in %s", plan.study_name, plan.n_trials, plan.directory)
     thread.start()
     try:
@@ -59,11 +60,12 @@ def live(study: optuna.Study, plan: Plan) -> Iterator[None]:
         thread.join()
 
 
-def _live_lines(study: optuna.Study, plan: Plan, over: threading.Event) -> None:
-    printed = {t.number for t in get_trials(study) if t.state.is_finished()}
+def _live_lines(coordinator: Coordinator, over: threading.Event) -> None:
+    plan = coordinator.plan
+    printed = {t.number for t in coordinator.trials if t.state.is_finished()}
     while True:
         last = over.wait(POLL_S)
-        trials = get_trials(study)
+        trials = coordinator.trials
         for trial in trials:
             ended = trial.state.is_finished() and trial.number not in printed
             if ended and trial.user_attrs.get(storage.REPLACED) != storage.SURPLUS:
@@ -74,11 +76,12 @@ def _live_lines(study: optuna.Study, plan: Plan, over: threading.Event) -> None:
             return
 
 
-def _live_table(study: optuna.Study, plan: Plan, over: threading.Event) -> None:
-    started, before = time.monotonic(), plan.finished(get_trials(study))
+def _live_table(coordinator: Coordinator, over: threading.Event) -> None:
+    plan, patience = coordinator.plan, optuna_internals.backend(coordinator.study).patience
+    started, before = time.monotonic(), plan.finished(coordinator.trials)
     with Live(console=console, refresh_per_second=2, transient=True) as view:
         while not over.wait(POLL_S):
-            trials = get_trials(study)
+            trials = coordinator.trials
             table = Table(box=None, pad_edge=False)
             for column in ("trial", "epoch", plan.metrics[0], "seconds", "parameters"):
                 table.add_column(column)
@@ -93,9 +96,14 @@ def _live_table(study: optuna.Study, plan: Plan, over: threading.Event) -> None:
             rate = (finished - before) / (time.monotonic() - started)
             left = f", about {(plan.n_trials - finished) / rate:.0f} s left" if rate else ""
             head = f"{plan.study_name}: {_counts(trials)} of {plan.n_trials}{left}"
-            best = _best(study)
+            best = _best_of(trials, coordinator.study)
             tail = f"best so far: {_line(best, plan)}" if best else ""
-            view.update(Group(Text(head, style="bold"), table, Text(tail, style="green")))
+            parts: list[Any] = [Text(head, style="bold"), table, Text(tail, style="green")]
+            if patience.waiting_for is not None:
+                waited = time.monotonic() - patience.since
+                away = f"waiting for the database for {waited:.0f} s: {patience.waiting_for}"
+                parts.append(Text(away, style="red"))
+            view.update(Group(*parts))
 
 
 def summary(study: optuna.Study, plan: Plan, links: Mapping[str, str]) -> None:
@@ -139,6 +147,15 @@ def _save_results(study: optuna.Study, plan: Plan) -> None:
 def _best(study: optuna.Study) -> FrozenTrial | None:
     single = len(study.directions) == 1
     return study.best_trial if single and get_trials(study, TrialState.COMPLETE) else None
+
+
+def _best_of(trials: list[FrozenTrial], study: optuna.Study) -> FrozenTrial | None:
+    """The best of these trials; None with several objectives. It does not touch the database."""
+    complete = [t for t in trials if t.state is TrialState.COMPLETE]
+    if len(study.directions) > 1 or not complete:
+        return None
+    sign = 1 if results.maximizes(study) else -1
+    return max(complete, key=lambda t: sign * t.values[0])
 
 
 def _line(trial: FrozenTrial, plan: Plan) -> str:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -28,10 +28,14 @@ from mnist_sweep.common.program import command_line
 from mnist_sweep.sweep import display, hydra_internals, samplers
 from mnist_sweep.sweep import study as storage
 from mnist_sweep.sweep.callback import Sweep, SweepCallback
+from mnist_sweep.sweep.coordinator import Coordinator, CoordinatorThread
+from mnist_sweep.sweep.launched import LaunchedWorker
+from mnist_sweep.sweep.plan import Plan
+from mnist_sweep.sweep.plugin import ProcessLauncher
 from mnist_sweep.sweep.results import COMPARE, About
 from mnist_sweep.sweep.space import Space, parse
 from mnist_sweep.sweep.study import get_trials
-from mnist_sweep.sweep.worker import Plan, Worker, stop, stop_reason
+from mnist_sweep.sweep.worker import Job
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +85,14 @@ def sweep(
 
     space = replace(space, fixed=info.overrides)
     url = storage.storage_url(settings.storage, config.store)
-    study = storage.create_study(url, settings.grace_s, info.name, directions)
+    study = storage.create_study(
+        url,
+        settings.grace_s,
+        info.name,
+        directions,
+        sampler=samplers.make_sampler(settings),
+        pruner=samplers.make_pruner(settings),
+    )
     storage.check_fingerprint(study, space.fingerprint(settings.may_change), settings)
     with signals.obeyed(), _notified(callbacks, info, study):
         metrics = list(settings.objectives or [config.objective])
@@ -96,7 +107,6 @@ def sweep(
             metrics=metrics,
             settings=DictConfig(OmegaConf.to_container(settings, resolve=True)),
             directory=info.directory,
-            cwd=os.getcwd(),
             driver=processes.process_identity(),
             tags=info.tags,
         )
@@ -104,10 +114,19 @@ def sweep(
         columns = dict(settings.columns)
         About(metrics, space.fixed, str(plan.directory), link, columns).save(study)
         _copy_config(plan, hydra_internals.config_directory(loader))
-        own_loader = hydra_internals.relocated(loader, plan.directory / "conf")
-        _run(study, plan, Worker(plan, task, hydra_context, own_loader, config))
-        storage.reap(study, settings)
-    return _conclude(study, plan, info)
+        job = Job(
+            task,
+            hydra_context,
+            hydra_internals.relocated(loader, plan.directory / "conf"),
+            config,
+            directory=plan.directory,
+            metrics=metrics,
+            tags=info.tags,
+        )
+        coordinator = Coordinator(study, plan, config)
+        _run(coordinator, job)
+        storage.reap(study, get_trials(study), settings)
+    return _conclude(coordinator, info)
 
 
 def _check_name(name: str | None) -> None:
@@ -158,52 +177,74 @@ def _end(
     callback.on_sweep_end(info, study, error)
 
 
-def _run(study: optuna.Study, plan: Plan, worker: Worker) -> None:
+def _run(coordinator: Coordinator, job: Job) -> None:
     """Run workers until the budget is used up. After Ctrl-C or SIGTERM no trial stays RUNNING."""
+    study, plan = coordinator.study, coordinator.plan
     resume = command_line(f"sweep.name={plan.study_name}")
+    thread = CoordinatorThread(coordinator)
+    thread.start()
+    thread.call(coordinator.look).result()
     try:
-        with display.live(study, plan):
+        with display.live(coordinator):
             for _ in range(LAUNCHES):
-                n_open = plan.n_trials - plan.finished(get_trials(study))
-                if n_open <= 0 or stop_reason(study, plan):
+                trials = thread.call(coordinator.look).result()
+                n_open = plan.n_trials - plan.finished(trials)
+                if n_open <= 0 or coordinator.is_over:
                     return
-                _launch(worker, n_jobs=min(_n_jobs(worker.config), n_open))
+                _launch(thread, job, n_jobs=min(_n_jobs(job.config), n_open))
     except (KeyboardInterrupt, SystemExit):
         with signals.ignored():
-            stop(study, plan, storage.INTERRUPTED)
-            storage.wait_until(lambda: _settled(study, plan), SETTLE_S)
+            coordinator.stop(storage.INTERRUPTED)
+            thread.call(storage.interrupt, study, plan.invocation)
+            thread.call(storage.wait_until, lambda: _settled(study, plan), SETTLE_S)
+            if not thread.close(SETTLE_S):  # the database is away
+                storage.give_up(study)
         log.warning("interrupted; resume with:\n  %s", resume)
         raise
+    finally:
+        thread.close(SETTLE_S)
     raise UserError(
         f"the workers of sweep {plan.study_name} died {LAUNCHES} times; the logs in "
         f"{plan.directory}/.workers say why. Then resume with: {resume}"
     )
 
 
-def _launch(worker: Worker, n_jobs: int) -> None:
-    """Call the launcher once. It returns when all workers have ended; Optuna knows what they did."""
+def _launch(thread: CoordinatorThread, job: Job, n_jobs: int) -> None:
+    """Run workers once. It returns when all have ended; Optuna knows what they did."""
+    config, context = job.config, job.hydra_context
+    worker = LaunchedWorker(thread.coordinator.plan, job, os.getcwd())
     launcher = Plugins.instance().instantiate_launcher(
-        config=worker.config,
-        hydra_context=hydra_internals.without_callbacks(worker.hydra_context),
+        config=config,
+        hydra_context=hydra_internals.without_callbacks(context),
         task_function=worker,
     )
+    environments = [_environment(config, i, n_jobs) for i in range(n_jobs)]
+    if isinstance(launcher, ProcessLauncher):
+        launcher.run_workers(job, thread, environments)
+        return
     try:
-        launcher.launch([_slot(worker, i, n_jobs) for i in range(n_jobs)], initial_job_idx=0)
+        overrides = [_slot(job.directory, i, e) for i, e in enumerate(environments)]
+        launcher.launch(overrides, initial_job_idx=0)
     except Exception as error:  # joblib's pool and submitit's driver raise when a worker dies
         log.warning("the launcher ended with %s: %s", type(error).__name__, error)
 
 
-def _slot(worker: Worker, index: int, n_jobs: int) -> tuple[str, ...]:
-    """Overrides of one worker's own job: its directory and its share of the machine."""
-    gpus = _visible_gpus(worker.config)
+def _environment(config: DictConfig, index: int, n_jobs: int) -> dict[str, str]:
+    """Variables that give a worker its share of the machine."""
+    gpus = _visible_gpus(config)
     # the cores that this process may use, if the system can tell
     cores = getattr(os, "sched_getaffinity", lambda _pid: range(os.cpu_count() or 1))(0)
     threads = int(os.environ.get("OMP_NUM_THREADS") or len(cores))
     environment = {"OMP_NUM_THREADS": str(max(1, threads // n_jobs))}
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
+    return environment
+
+
+def _slot(directory: Path, index: int, environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Overrides of the job that another launcher runs as a worker."""
     return (
-        f"hydra.sweep.dir='{worker.plan.directory}'",
+        f"hydra.sweep.dir='{directory}'",
         f"hydra.sweep.subdir=.workers/{index}",
         "hydra.output_subdir=null",
         *(f"++hydra.job.env_set.{k}='{v}'" for k, v in environment.items()),
@@ -285,7 +326,8 @@ def _settled(study: optuna.Study, plan: Plan) -> bool:
     running = [
         t
         for t in get_trials(study, TrialState.RUNNING)
-        if t.user_attrs.get(storage.INVOCATION, plan.invocation) == plan.invocation
+        if t.user_attrs.get(storage.WORKER, {}).get("invocation", plan.invocation)
+        == plan.invocation
     ]
     for trial in running:
         worker = trial.user_attrs.get(storage.WORKER)
@@ -294,14 +336,15 @@ def _settled(study: optuna.Study, plan: Plan) -> bool:
     return not running
 
 
-def _conclude(study: optuna.Study, plan: Plan, info: Sweep) -> float | None:
+def _conclude(coordinator: Coordinator, info: Sweep) -> float | None:
     """Print the summary; the exit code says whether all went well."""
+    study, plan = coordinator.study, coordinator.plan
     display.summary(study, plan, info.links)
-    if reason := stop_reason(study, plan):
-        log.error("stopped early: %s", reason)
+    if coordinator.stop_reason:
+        log.error("stopped early: %s", coordinator.stop_reason)
     completed = get_trials(study, TrialState.COMPLETE)
     # a search replaces its failures, a grid has holes
     holes = plan.grid and plan.failed(get_trials(study))
-    if holes or not completed or stop_reason(study, plan):
+    if holes or not completed or coordinator.stop_reason:
         raise SystemExit(1)
     return study.best_value if len(plan.metrics) == 1 else None

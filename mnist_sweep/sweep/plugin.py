@@ -1,16 +1,20 @@
 """The sweeper and the launcher that Hydra sees. Imported at every start, so nothing heavy here."""
 
-from collections.abc import Sequence
-from typing import Any
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.utils import JobReturn
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 import mnist_sweep.sweep.config  # noqa: F401  registers the schema `sweep`
 from mnist_sweep.sweep.hydra_internals import BasicLauncher
+
+if TYPE_CHECKING:
+    from mnist_sweep.sweep.coordinator import CoordinatorThread
+    from mnist_sweep.sweep.worker import Job
 
 
 class StudySweeper(Sweeper):
@@ -38,25 +42,38 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
     in this process, as with Hydra's basic launcher.
     """
 
-    def __init__(self, restarts: int) -> None:
+    def __init__(self, restarts: int, start_method: str) -> None:
         super().__init__()
         self.restarts = restarts  # in a row, of a worker that dies within seconds
+        self.start_method = start_method
 
-    def launch(
-        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
-    ) -> Sequence[JobReturn]:
-        if not hasattr(self.task_function, "mark_interrupted"):
-            return super().launch(job_overrides, initial_job_idx)  # type: ignore[no-any-return]
+    def run_workers(
+        self,
+        job: "Job",
+        coordinator: "CoordinatorThread",
+        environments: Sequence[Mapping[str, str]],
+    ) -> None:
+        """Run a worker of StudySweeper in each environment."""
         from mnist_sweep.sweep.worker_pool import run_workers
 
-        job: Any = (self.hydra_context, self.task_function, self.config)
-        run_workers(job, job_overrides, initial_job_idx, self.restarts)
-        return []
+        run_workers(
+            job,
+            coordinator,
+            environments,
+            restarts=self.restarts,
+            start_method=self.start_method,
+            preload=job.config.sweep.preload,
+        )
 
 
 for _kind, _node in {
     "sweeper": {"_target_": "mnist_sweep.sweep.plugin.StudySweeper"},
-    "launcher": {"_target_": "mnist_sweep.sweep.plugin.ProcessLauncher", "restarts": 3},
+    "launcher": {
+        "_target_": "mnist_sweep.sweep.plugin.ProcessLauncher",
+        "restarts": 3,
+        # how to start a worker: "forkserver" or "spawn"
+        "start_method": "forkserver" if hasattr(os, "fork") else "spawn",
+    },
 }.items():
     # replace: in a worker the store arrives with these entries before this module is imported
     ConfigStore.instance().store(

@@ -2,13 +2,16 @@
 
 import json
 import logging
+import sqlite3
+import threading
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from filelock import FileLock
@@ -18,10 +21,20 @@ from optuna.exceptions import (
     StorageInternalError,
     UpdateFinishedTrialError,
 )
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import text
-from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from mnist_sweep.common import processes
 from mnist_sweep.common.configs import is_under
@@ -30,18 +43,23 @@ from mnist_sweep.sweep import optuna_internals
 from mnist_sweep.sweep.config import OWN_KEYS
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats, groups of parameters
 warnings.filterwarnings("ignore", "Heartbeat of storage")  # workers beat outside Study.optimize
 
+SQLITE_TIMEOUT_S = 5  # to wait for a lock within one call
+RETRY_S = 1.0  # between two calls of a database that is away
+# parts of SQLite's messages that speak of a passing state
+SQLITE_OUTAGES = ("locked", "busy", "unable to open", "disk I/O", "is full")
 QUEUE_LENGTH = 64  # points of a grid in the queue at once
-LOCK_TIMEOUT_S = 60  # SQLite's default of 5 s is less than a long write of another process takes
+LOCK_TIMEOUT_S = 60  # of a file lock
 FIRST_CONTACTS = 5  # attempts to open a new database on a server
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 # User attributes of a trial.
-WORKER = "worker"  # process_identity() of the process that runs the trial
-INVOCATION = "invocation"  # of the driver that asked for the trial
+# process_identity() of the process that runs the trial, with that of its `driver` and its `invocation`
+WORKER = "worker"
 REPLACED = "replaced"  # reason for a FAIL that is not the trial's own fault, one of:
 STALE, INTERRUPTED, SURPLUS, DUPLICATE = "stale", "interrupted", "surplus", "duplicate"
 DEATHS = "deaths"  # how many processes died while running these parameters
@@ -50,6 +68,56 @@ RESUME = "resume"  # directory of an earlier attempt that left a checkpoint
 ERROR = "error"
 SUMMARY = "summary"  # final metrics of the run
 GRID = "grid"  # point of a grid, as JSON
+
+
+class Patience:
+    """Waits for a database that is away.
+
+    Attributes:
+        waiting_for: why it waits at present, e.g. "database is locked"; None: it does not.
+        given_up: set to raise the error instead of waiting.
+    """
+
+    def __init__(self) -> None:
+        self.waiting_for: str | None = None
+        self.since = 0.0  # time.monotonic() when it began to wait
+        self.given_up = threading.Event()
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Call a function until the database answers. Raises its other errors at once."""
+        while True:
+            try:
+                result = function()
+            except (StorageInternalError, SQLAlchemyError) as error:
+                reason = _outage(error)
+                if reason is None or self.given_up.is_set():
+                    raise
+                self._note(reason)
+                self.given_up.wait(RETRY_S)
+            else:
+                self._note(None)
+                return result
+
+    def _note(self, reason: str | None) -> None:
+        if reason is not None and self.waiting_for is None:
+            self.since = time.monotonic()
+            log.warning("WARNING: waiting for the database of the study: %s", reason)
+        elif reason is None and self.waiting_for is not None:
+            log.info("the database is back after %.0f s", time.monotonic() - self.since)
+        self.waiting_for = reason
+
+
+def _outage(error: BaseException) -> str | None:
+    """The reason if an error says that the database is away at present, otherwise None."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, DBAPIError | PoolTimeoutError):
+        cause = cause.__cause__
+    if cause is None or isinstance(cause, PoolTimeoutError):
+        return None if cause is None else "no connection is free"
+    reason = str(cause.orig).strip().splitlines()[0]
+    if isinstance(cause.orig, sqlite3.Error):
+        return reason if any(word in reason for word in SQLITE_OUTAGES) else None
+    return reason if isinstance(cause, OperationalError | InterfaceError) else None
 
 
 class ExactStorage(RDBStorage):
@@ -72,8 +140,44 @@ class ExactStorage(RDBStorage):
         return super().set_trial_state_values(trial_id, state, values)
 
 
+class PatientStorage(ExactStorage):
+    """Waits in every call for a database that is away."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.patience = Patience()
+        super().__init__(*args, **kwargs)
+
+
+def _patient(name: str) -> Callable[..., Any]:
+    method = getattr(ExactStorage, name)
+
+    @wraps(method)
+    def call(self: PatientStorage, *args: Any, **kwargs: Any) -> Any:
+        return self.patience.call(partial(method, self, *args, **kwargs))
+
+    return call
+
+
+for _name in optuna_internals.STORAGE_CALLS:
+    setattr(PatientStorage, _name, _patient(_name))
+
+
 def storage_url(url: str | None, store: str) -> str:
     return url or f"sqlite:///{Path(store).resolve()}/optuna.db"
+
+
+def interrupt(study: optuna.Study, invocation: str) -> None:
+    """Ask the workers of other launchers to stop."""
+    study.set_user_attr(f"stop {invocation}", INTERRUPTED)
+
+
+def is_interrupted(study: optuna.Study, invocation: str) -> bool:
+    return f"stop {invocation}" in study.user_attrs
+
+
+def give_up(study: optuna.Study) -> None:
+    """Wait for the database no longer."""
+    optuna_internals.backend(study).patience.given_up.set()
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -91,11 +195,14 @@ def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
             f"sweep.storage={url}: a journal file with a torn last line cannot be read again; "
             "expected sqlite:///file or postgresql://..."
         )
-    arguments = {"timeout": LOCK_TIMEOUT_S} if url.startswith("sqlite") else {}
+    # one connection, and one more for Optuna's own check of the tables
+    engine: dict[str, Any] = {"pool_size": 1, "max_overflow": 1, "pool_timeout": LOCK_TIMEOUT_S}
+    if url.startswith("sqlite"):
+        engine["connect_args"] = {"timeout": SQLITE_TIMEOUT_S}
     try:
-        return ExactStorage(
+        return PatientStorage(
             url,
-            engine_kwargs={"connect_args": arguments},
+            engine_kwargs=engine,
             heartbeat_interval=max(1, grace_s // 4),
             grace_period=grace_s,
             skip_compatibility_check=not create,
@@ -112,7 +219,15 @@ def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
         raise UserError(f"sweep.storage={shown} cannot be opened: {reason}") from error
 
 
-def create_study(url: str, grace_s: int, name: str, directions: list[Any]) -> optuna.Study:
+def create_study(
+    url: str,
+    grace_s: int,
+    name: str,
+    directions: list[Any],
+    *,
+    sampler: BaseSampler | None = None,
+    pruner: BasePruner | None = None,
+) -> optuna.Study:
     """Create the study, or load it if it exists.
 
     Raises:
@@ -127,7 +242,12 @@ def create_study(url: str, grace_s: int, name: str, directions: list[Any]) -> op
         with FileLock(path.with_suffix(".lock"), timeout=LOCK_TIMEOUT_S):
             storage = open_storage(url, grace_s, create=True)
     study = optuna.create_study(
-        storage=storage, study_name=name, directions=directions, load_if_exists=True
+        storage=storage,
+        study_name=name,
+        directions=directions,
+        load_if_exists=True,
+        sampler=sampler,
+        pruner=pruner,
     )
     if study.directions != optuna.create_study(directions=directions).directions:
         raise UserError(f"the sweep {name} has other objectives; choose another sweep.name")
@@ -159,9 +279,9 @@ def own_failure(trial: FrozenTrial) -> bool:
     return trial.state is TrialState.FAIL and REPLACED not in trial.user_attrs
 
 
-def reap(study: optuna.Study, settings: DictConfig) -> None:
-    """Queue again the RUNNING trials whose process ended or whose heartbeat timed out."""
-    running = get_trials(study, TrialState.RUNNING)
+def reap(study: optuna.Study, trials: Iterable[FrozenTrial], settings: DictConfig) -> None:
+    """Queue again those of the trials whose process ended or whose heartbeat timed out."""
+    running = [t for t in trials if t.state is TrialState.RUNNING]
     if not running:
         return
     silent = optuna_internals.stale_trial_ids(study)
@@ -174,7 +294,9 @@ def reap(study: optuna.Study, settings: DictConfig) -> None:
             dead = processes.is_dead(worker)
         else:
             dead = optuna_internals.trial_id(trial) in silent
-        if dead:
+        if dead and worker and processes.is_dead(worker.get("driver", {})):
+            requeue(study, trial, INTERRUPTED, settings)  # it ended with its driver
+        elif dead:
             count_death(study, trial, settings)
 
 

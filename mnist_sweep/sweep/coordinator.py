@@ -1,0 +1,328 @@
+"""The one owner of a study in a process: gives out trials, takes their reports and results."""
+
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import optuna
+from omegaconf import DictConfig
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.pruners import NopPruner
+from optuna.trial import FrozenTrial, TrialState
+
+from mnist_sweep.sweep import study as storage
+from mnist_sweep.sweep.optuna_internals import frozen, record_heartbeat, record_heartbeats
+from mnist_sweep.sweep.plan import Plan
+from mnist_sweep.sweep.study import DONE, count, get_trials
+from mnist_sweep.sweep.worker import Assignment, Result
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+LOOK_S = 1.0  # between two looks at the study for the display and for dead trials
+WAIT_S = 0.3  # between two requests while other workers run the last trials
+REPORT_S = 1.0  # for a report to reach the study; a trial does not wait longer
+MARK_S = 4.0  # for the driver to stop an interrupted sweep
+HANG_S = 10.0  # for a trial to obey its time limit before its process is ended
+MAX_DUPLICATES = 50  # in a row, after which the space counts as exhausted
+
+
+class Coordinator:
+    """Owns the study for the workers of a process.
+
+    Not thread-safe: `CoordinatorThread` calls all methods in one thread. Several coordinators share
+    a study without a lock.
+
+    Attributes:
+        trials: of the study, as of the last look.
+        stop_reason: why the sweep stops early; None: it does not.
+        is_over: whether there are no more trials to give out.
+    """
+
+    def __init__(self, study: optuna.Study, plan: Plan, config: DictConfig) -> None:
+        self.study, self.plan, self.config = study, plan, config
+        self.trials: list[FrozenTrial] = []
+        self.stop_reason: str | None = None
+        self.is_over = False
+        self._running: dict[int, optuna.Trial] = {}
+        self._beat_at = time.monotonic()
+
+    def look(self) -> list[FrozenTrial]:
+        """Read the trials, and stop if too many have failed or are duplicates."""
+        self.trials, plan = get_trials(self.study), self.plan
+        n_failed = len(plan.failed(self.trials))
+        if n_failed > plan.settings.max_failure_rate * plan.n_trials:
+            self.stop(f"{n_failed} trials failed (sweep.max_failure_rate)")
+        recent = [t.user_attrs.get(storage.REPLACED) for t in self.trials[-MAX_DUPLICATES:]]
+        if recent == [storage.DUPLICATE] * MAX_DUPLICATES:
+            self.stop(f"the last {MAX_DUPLICATES} points were duplicates")
+        return self.trials
+
+    def stop(self, why: str) -> None:
+        """Give out no more trials."""
+        self.stop_reason = self.stop_reason or why
+        self.is_over = True
+
+    def next(self, worker: dict[str, str]) -> Assignment | None:
+        """Give out a trial.
+
+        Args:
+            worker: the identity of the process that will run it.
+
+        Returns:
+            None if there is nothing to run now. A running trial may still die and come back, unless
+            `is_over`.
+        """
+        plan, settings = self.plan, self.plan.settings
+        trials = self.look()
+        n_finished = plan.finished(trials)
+        if self.is_over or n_finished >= plan.n_trials:
+            self.is_over = True
+            return None
+        if n_finished + plan.running(trials) >= plan.n_trials:
+            return None
+        if plan.grid is not None and not count(trials, TrialState.WAITING):
+            lock = plan.directory / "grid.lock"
+            storage.enqueue_grid(self.study, plan.grid, plan.failed_before, lock)
+            trials = self.look()
+        trial = self.study.ask()
+        if self._is_surplus(trial, trials):
+            self._discard(trial, storage.SURPLUS)
+            return self.next(worker)
+        record_heartbeat(trial)  # at once: a trial without a heartbeat never counts as dead
+        owner = {**worker, "driver": plan.driver, "invocation": plan.invocation}
+        trial.set_user_attr(storage.WORKER, owner)
+        try:
+            point = plan.space.suggest(trial, self.config)
+        except Exception as error:  # the sampler cannot draw from this space
+            log.error("trial %d failed: %s: %s", trial.number, type(error).__name__, error)
+            storage.fail(self.study, frozen(trial), f"{type(error).__name__}: {error}"[:2000])
+            return None
+        if settings.duplicates == "skip" and self._was_tried(trial, trials):
+            self._discard(trial, storage.DUPLICATE)
+            return self.next(worker)
+        directory = str(plan.directory / str(trial.number))
+        trial.set_user_attr(storage.DIRECTORY, directory)
+        self._running[trial.number] = trial
+        overrides = [*plan.space.fixed, *(f"{name}={value}" for name, value in point.items())]
+        return Assignment(trial.number, overrides, trial.user_attrs.get(storage.RESUME))
+
+    def _discard(self, trial: optuna.Trial, why: str) -> None:
+        trial.set_user_attr(storage.REPLACED, why)
+        self.study.tell(trial, state=TrialState.FAIL)
+
+    def _is_surplus(self, trial: optuna.Trial, before: list[FrozenTrial]) -> bool:
+        """Whether trials with smaller numbers use up the budget. This is exact without a lock.
+
+        Args:
+            before: the trials just before this one was asked for. They decide, unless another
+                coordinator asked in between or one of them may have failed since.
+        """
+        if trial.number <= len(before) and not self._use_up_budget(before, trial):
+            return False
+        return self._use_up_budget(self.look(), trial)
+
+    def _use_up_budget(self, trials: list[FrozenTrial], trial: optuna.Trial) -> bool:
+        earlier = [t for t in trials if t.number < trial.number and t.state is not TrialState.FAIL]
+        if self.plan.grid is None:
+            return len(earlier) >= self.plan.n_trials
+        key = trial.user_attrs.get(storage.GRID)
+        # a trial without a point was asked for while another coordinator took the last of the queue
+        return key not in self.plan.grid or any(
+            t.user_attrs.get(storage.GRID) == key for t in earlier
+        )
+
+    def _was_tried(self, trial: optuna.Trial, trials: list[FrozenTrial]) -> bool:
+        earlier = [t for t in trials if t.number < trial.number]
+        return any(t.state in DONE and t.params == trial.params for t in earlier)
+
+    def report(self, number: int, step: int, value: float, *, final: bool) -> bool:
+        """Record the objective after a step. Returns True if the trial should stop."""
+        trial = self._running.get(number)
+        if trial is None:
+            return True
+        try:
+            trial.report(value, step)
+            return not (final or isinstance(self.study.pruner, NopPruner)) and trial.should_prune()
+        except UpdateFinishedTrialError:  # another host took this one for dead
+            return True
+
+    def tell(self, number: int, result: Result) -> None:
+        """Record the end of a trial that was not interrupted."""
+        if (trial := self._running.pop(number, None)) is None:
+            return
+        with suppress(UpdateFinishedTrialError):  # another host took this one for dead
+            if result.summary:
+                trial.set_user_attr(storage.SUMMARY, dict(result.summary))
+            if result.error is not None:
+                storage.fail(self.study, frozen(trial), result.error)
+            elif result.pruned:
+                self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+            else:
+                try:
+                    self.study.tell(trial, result.values, skip_if_finished=True)
+                except ValueError as error:  # not as many values as objectives
+                    storage.fail(self.study, frozen(trial), str(error))
+
+    def fail(self, number: int, why: str) -> None:
+        if (trial := self._running.pop(number, None)) is not None:
+            log.error("trial %d failed: %s", number, why)
+            storage.fail(self.study, frozen(trial), why)
+
+    def release(self, number: int) -> None:
+        """Queue an interrupted trial again. If nobody stops the sweep, the interruption is a death."""
+        if (trial := self._running.pop(number, None)) is None:
+            return
+        if self.stop_reason is not None:
+            storage.requeue(self.study, frozen(trial), storage.INTERRUPTED, self.plan.settings)
+        else:
+            storage.count_death(self.study, frozen(trial), self.plan.settings)
+
+    def tick(self) -> None:
+        """Look at the study, beat for the running trials, and queue dead ones again."""
+        settings = self.plan.settings
+        if time.monotonic() - self._beat_at > settings.grace_s / 4:
+            self._beat_at = time.monotonic()
+            record_heartbeats(self.study, self._running.values())
+        others = [t for t in self.look() if t.number not in self._running]
+        storage.reap(self.study, others, settings)
+
+
+class CoordinatorThread(threading.Thread):
+    """Does all that touches the study, in order. It waits for a database that is away."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        super().__init__(daemon=True)
+        self.coordinator = coordinator
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
+        self._calls = queue.SimpleQueue()
+
+    def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> "Future[T]":
+        """Call a method of the coordinator in this thread."""
+        future: Future[T] = Future()
+        self._calls.put((future, lambda: function(*args, **kwargs)))
+        return future
+
+    def run(self) -> None:
+        look_at = time.monotonic()
+        while True:
+            with suppress(queue.Empty):
+                item = self._calls.get(timeout=max(0.0, look_at - time.monotonic()))
+                if item is None:
+                    return
+                future, function = item
+                try:
+                    future.set_result(function())
+                except BaseException as error:
+                    future.set_exception(error)
+            if time.monotonic() >= look_at:
+                look_at = time.monotonic() + LOOK_S
+                try:
+                    self.coordinator.tick()
+                except Exception as error:
+                    log.warning("%s: %s", type(error).__name__, error)
+
+    def close(self, timeout_s: float | None = None) -> bool:
+        """End the thread after the calls so far; False if they did not end in time."""
+        self._calls.put(None)
+        self.join(timeout_s)
+        return not self.is_alive()
+
+
+class Channel:
+    """A worker's way to the coordinator. It knows which trial the worker runs, and for how long.
+
+    Args:
+        worker: the identity of the worker's process.
+        interrupt: interrupts the worker's trial.
+        end: ends the process of a worker that does not obey.
+    """
+
+    def __init__(
+        self,
+        thread: CoordinatorThread,
+        worker: dict[str, str],
+        *,
+        interrupt: Callable[[], None],
+        end: Callable[[], None],
+    ) -> None:
+        self.thread, self.coordinator, self.worker = thread, thread.coordinator, worker
+        self._interrupt, self._end = interrupt, end
+        self._lock = threading.Lock()  # a trial that has ended must not be interrupted
+        self._number: int | None = None
+        self._limit_s = self.coordinator.plan.settings.trial_timeout_s or math.inf
+        self._started_at = 0.0
+        self._timed_out = False
+
+    def next(self) -> Assignment | None:
+        while not self.coordinator.is_over:
+            assignment = self.thread.call(self.coordinator.next, self.worker).result()
+            if assignment is not None:
+                self._number, self._started_at = assignment.number, time.monotonic()
+                self._timed_out = False
+                return assignment
+            if not self.coordinator.is_over:
+                time.sleep(WAIT_S)
+        return None
+
+    def report(self, step: int, value: float, *, final: bool) -> bool:
+        assert self._number is not None
+        future = self.thread.call(self.coordinator.report, self._number, step, value, final=final)
+        try:
+            return future.result(REPORT_S)
+        except TimeoutError:  # the database is away
+            return False
+
+    def tell(self, result: Result) -> bool:
+        with self._lock:
+            number, self._number = self._number, None
+        if number is None:  # interrupted after it had told its result
+            return self._timed_out
+        if not result.interrupted:
+            self.thread.call(self.coordinator.tell, number, result)
+            return True
+        if self._timed_out:
+            self.thread.call(self.coordinator.fail, number, self._timeout_text())
+            return True
+        # Ctrl-C may reach the worker before the driver
+        storage.wait_until(lambda: self.coordinator.stop_reason is not None, MARK_S)
+        self.thread.call(self.coordinator.release, number)
+        return False
+
+    def died(self) -> None:
+        """The worker's process has ended."""
+        number, self._number = self._number, None
+        if number is not None:
+            self.thread.call(self.coordinator.release, number)
+
+    def interrupt(self) -> None:
+        """Interrupt the trial, if there is one."""
+        with self._lock:
+            if self._number is not None:
+                self._interrupt()
+
+    def check_time(self) -> None:
+        """Interrupt a trial that is over its time limit. End its process if it does not obey."""
+        with self._lock:
+            number, age = self._number, time.monotonic() - self._started_at
+            if number is None or age <= self._limit_s:
+                return
+            if not self._timed_out:
+                self._timed_out = True
+                self._interrupt()
+                return
+            if age <= self._limit_s + HANG_S:
+                return
+            self._number = None
+        # it hangs in code that handles no signals
+        self.thread.call(self.coordinator.fail, number, self._timeout_text()).result()
+        self._end()
+
+    def _timeout_text(self) -> str:
+        return f"longer than sweep.trial_timeout_s={self._limit_s:g}"

@@ -1,0 +1,69 @@
+"""A worker under another launcher of Hydra, with a coordinator of its own."""
+
+import _thread
+import logging
+import os
+import signal
+import threading
+
+import optuna
+from omegaconf import DictConfig
+
+from mnist_sweep.common import processes, signals
+from mnist_sweep.sweep import samplers
+from mnist_sweep.sweep import study as storage
+from mnist_sweep.sweep.coordinator import LOOK_S, Channel, Coordinator, CoordinatorThread
+from mnist_sweep.sweep.plan import Plan
+from mnist_sweep.sweep.worker import Job, run_trials
+
+log = logging.getLogger(__name__)
+
+
+class LaunchedWorker:
+    """Runs trials until the budget is used up. A launcher gets it in place of the task function."""
+
+    def __init__(self, plan: Plan, job: Job, cwd: str) -> None:
+        self.plan, self.job, self.cwd = plan, job, cwd
+
+    def __call__(self, _worker_config: DictConfig) -> int:
+        """Run trials until the budget is used up; return how many."""
+        os.chdir(self.cwd)  # Ray's workers start elsewhere
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signals.obey)  # Ray and a shell's & leave it ignored
+        settings = self.plan.settings
+        study = optuna.load_study(
+            study_name=self.plan.study_name,
+            storage=storage.open_storage(self.plan.storage_url, settings.grace_s),
+            sampler=samplers.make_sampler(settings),
+            pruner=samplers.make_pruner(settings),
+        )
+        thread = CoordinatorThread(Coordinator(study, self.plan, self.job.config))
+        channel = Channel(
+            thread,
+            processes.process_identity(),
+            interrupt=_thread.interrupt_main,
+            end=lambda: os._exit(1),
+        )
+        thread.start()
+        over = threading.Event()
+        guard = threading.Thread(target=self._guard, args=(study, channel, over), daemon=True)
+        guard.start()
+        try:
+            with signals.obeyed():
+                return run_trials(self.job, channel)
+        finally:
+            with signals.ignored():
+                over.set()
+                guard.join()
+                thread.close()
+
+    def _guard(self, study: optuna.Study, channel: Channel, over: threading.Event) -> None:
+        """Interrupt the trial if the sweep is interrupted, the driver dies or the time is up."""
+        coordinator = channel.coordinator
+        while not over.wait(LOOK_S):
+            channel.check_time()
+            mark = channel.thread.call(storage.is_interrupted, study, self.plan.invocation)
+            if mark.result() or processes.is_dead(self.plan.driver):
+                coordinator.stop(storage.INTERRUPTED)
+                channel.interrupt()
+                return

@@ -1,0 +1,84 @@
+"""A worker in a process of its own, at the other end of a pipe from its coordinator."""
+
+import _thread
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+from hydra.core.singleton import Singleton
+from hydra.core.utils import setup_globals
+
+from mnist_sweep.common import signals
+from mnist_sweep.sweep.worker import Assignment, Result, log_to_stdout, run_trials
+
+log = logging.getLogger(__name__)
+
+END_S = 5  # for a worker to save its trial after SIGTERM, or after its driver has died
+
+
+class RemoteCoordinator:
+    """The coordinator at the other end of a pipe. A signal waits until the answer has arrived."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def next(self) -> Assignment | None:
+        answer: Assignment | None = self._ask("next")
+        return answer
+
+    def report(self, step: int, value: float, *, final: bool) -> bool:
+        return bool(self._ask("report", step, value, final=final))
+
+    def tell(self, result: Result) -> bool:
+        return bool(self._ask("tell", result))
+
+    def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        with signals.Deferred().installed():
+            self.connection.send((method, args, kwargs))
+            return self.connection.recv()
+
+
+def main(
+    payload: bytes,
+    connection: Connection,
+    lifeline: Connection,
+    environment: Mapping[str, str],
+    log_path: Path,
+) -> None:
+    """Run trials until the coordinator has no more.
+
+    Args:
+        payload: a Job and the state of Hydra's singletons, pickled.
+        lifeline: the read end of a pipe that only the driver can write to.
+        environment: variables to set.
+        log_path: file that receives stdout and stderr.
+    """
+    with open(log_path, "a", buffering=1) as output:
+        os.dup2(output.fileno(), sys.stdout.fileno())
+        os.dup2(output.fileno(), sys.stderr.fileno())
+    os.environ.update(environment)
+    threading.Thread(target=_end_with_driver, args=(lifeline,), daemon=True).start()
+    job, singletons = cloudpickle.loads(payload)
+    setup_globals()
+    Singleton.set_state(singletons)
+    log_to_stdout()
+    log.info("worker %d: %s", os.getpid(), " ".join(f"{k}={v}" for k, v in environment.items()))
+    signal.signal(signal.SIGINT, signals.obey)  # a shell's & leaves it ignored
+    with signals.obeyed():
+        run_trials(job, RemoteCoordinator(connection))
+
+
+def _end_with_driver(lifeline: Connection) -> None:
+    """Interrupt the trial when the driver has died, so that it saves its checkpoint."""
+    lifeline.poll(None)  # until the end of the file
+    _thread.interrupt_main()
+    time.sleep(END_S)
+    os._exit(1)
