@@ -1,13 +1,18 @@
 """The private names of Optuna that the engine needs, in one place."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections import defaultdict
+from collections.abc import Container, Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.storages._rdb.models import TrialHeartbeatModel
+from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy import func
+from sqlalchemy import func, or_, select, update
+from sqlalchemy.orm import Session
 
 # the methods of an RDBStorage by which Optuna touches the database
 STORAGE_CALLS = (
@@ -19,6 +24,80 @@ STORAGE_CALLS = (
     *("set_trial_intermediate_value", "set_trial_user_attr", "set_trial_system_attr"),
     *("record_heartbeat", "_get_stale_trial_ids"),
 )
+
+
+def read_trials(
+    storage: RDBStorage,
+    study_id: int,
+    states: Container[TrialState] | None,
+    included_trial_ids: set[int],
+    trial_id_greater_than: int,
+) -> list[FrozenTrial]:
+    """Read trials as `RDBStorage._get_trials` does, in six statements whatever their number.
+
+    Optuna's own needs a statement for the attributes of every 500 trials, and makes an object of every
+    row. A look at 1,000 RUNNING trials took 2.4 s.
+    """
+    trial = models.TrialModel
+    conditions = [trial.study_id == study_id]
+    if states is not None:
+        conditions.append(trial.state.in_(states))  # type: ignore[arg-type]
+    if trial_id_greater_than > -1:
+        known = [i for i in included_trial_ids if i <= trial_id_greater_than]
+        conditions.append(or_(trial.trial_id > trial_id_greater_than, trial.trial_id.in_(known)))
+    ids = select(trial.trial_id).where(*conditions)
+    with Session(storage.engine) as session:
+
+        def read(model: Any, *columns: Any) -> dict[int, list[Any]]:
+            rows = defaultdict(list)
+            query = select(model.trial_id, *columns).where(model.trial_id.in_(ids))
+            for trial_id, *values in session.execute(query):
+                rows[trial_id].append(values)
+            return rows
+
+        found = session.scalars(select(trial).where(*conditions).order_by(trial.trial_id)).all()
+        if not found:
+            return []
+        param = models.TrialParamModel
+        params = read(
+            param, param.param_id, param.param_name, param.param_value, param.distribution_json
+        )
+        value = models.TrialValueModel
+        values = read(value, value.objective, value.value, value.value_type)
+        step = models.TrialIntermediateValueModel
+        steps = read(step, step.step, step.intermediate_value, step.intermediate_value_type)
+        user, system = (
+            read(model, model.key, model.value_json)
+            for model in (models.TrialUserAttributeModel, models.TrialSystemAttributeModel)
+        )
+        return [
+            FrozenTrial(
+                number=row.number,
+                state=row.state,
+                value=None,
+                values=[value.stored_repr_to_value(*x) for _, *x in sorted(values[i])] or None,
+                datetime_start=row.datetime_start,
+                datetime_complete=row.datetime_complete,
+                params={
+                    name: _distribution(text).to_external_repr(x)
+                    for _, name, x, text in sorted(params[i])
+                },
+                distributions={name: _distribution(text) for _, name, _, text in sorted(params[i])},
+                user_attrs={key: json.loads(text) for key, text in user[i]},
+                system_attrs={key: json.loads(text) for key, text in system[i]},
+                intermediate_values={
+                    n: step.stored_repr_to_intermediate_value(*x) for n, *x in steps[i]
+                },
+                trial_id=i,
+            )
+            for row in found
+            for i in [int(row.trial_id)]
+        ]
+
+
+@cache
+def _distribution(text: str) -> BaseDistribution:
+    return json_to_distribution(text)
 
 
 def suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
@@ -50,9 +129,10 @@ def record_heartbeats(study: optuna.Study, trials: Iterable[Trial]) -> None:
     """Record the heartbeats of trials that have had one, in one statement."""
     ids = [trial._trial_id for trial in trials]
     if ids:
-        with backend(study).scoped_session.begin() as session:
-            beats = session.query(TrialHeartbeatModel).filter(TrialHeartbeatModel.trial_id.in_(ids))
-            beats.update({"heartbeat": func.now()}, synchronize_session=False)
+        of_trials = models.TrialHeartbeatModel.trial_id.in_(ids)
+        with backend(study).engine.begin() as connection:
+            beats = update(models.TrialHeartbeatModel).where(of_trials)
+            connection.execute(beats.values(heartbeat=func.now()))
 
 
 def stale_trial_ids(study: optuna.Study) -> set[int]:

@@ -139,6 +139,9 @@ class ExactStorage(RDBStorage):
                 raise StorageInternalError(str(error)) from error
         return super().set_trial_state_values(trial_id, state, values)
 
+    def _get_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
+        return optuna_internals.read_trials(self, *args, **kwargs)
+
 
 class PatientStorage(ExactStorage):
     """Waits in every call for a database that is away."""
