@@ -55,7 +55,9 @@ def read_trials(
                 rows[trial_id].append(values)
             return rows
 
-        found = session.scalars(select(trial).where(*conditions).order_by(trial.trial_id)).all()
+        found: Sequence[Any] = session.scalars(
+            select(trial).where(*conditions).order_by(trial.trial_id)
+        ).all()
         if not found:
             return []
         param = models.TrialParamModel

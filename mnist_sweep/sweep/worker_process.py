@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.core.utils import setup_globals
 
@@ -69,6 +70,7 @@ def main(
     job, singletons = cloudpickle.loads(payload)
     setup_globals()
     Singleton.set_state(singletons)
+    HydraConfig.instance().cfg = None  # of the driver, whose log is not this worker's
     log_to_stdout()
     log.info("worker %d: %s", os.getpid(), " ".join(f"{k}={v}" for k, v in environment.items()))
     signal.signal(signal.SIGINT, signals.obey)  # a shell's & leaves it ignored

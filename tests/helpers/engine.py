@@ -120,10 +120,11 @@ def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
 
 
 def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Return the worker processes of a driver that is alive."""
+    """Return the worker processes of a driver that is alive: the children of its fork server."""
     try:
-        children = psutil.Process(process.pid).children(recursive=True)
-        return [c for c in children if "spawn_main" in " ".join([c.name(), *c.cmdline()])]
+        children = psutil.Process(process.pid).children()
+        servers = [c for c in children if "multiprocessing.forkserver" in " ".join(c.cmdline())]
+        return [worker for server in servers for worker in server.children()]
     except psutil.NoSuchProcess:
         return []
 

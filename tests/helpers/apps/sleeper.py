@@ -30,7 +30,9 @@ def task(cfg: DictConfig) -> float | None:
             bytearray(2**32)
         finally:
             resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
-    if cfg.act == "die":
+    if cfg.act == "orphan" and os.fork() == 0:  # the child stays
+        time.sleep(1000)
+    if cfg.act in ("die", "orphan"):
         os.kill(os.getpid(), 9)
     if cfg.act == "exit":
         sys.exit(1)
@@ -42,7 +44,9 @@ def note(cfg: DictConfig, event: str) -> None:
     if cfg.events:
         with open(cfg.events, "a") as events:
             gpu, threads = map(os.environ.get, ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"))
-            events.write(f"{event} x={cfg.x} pid={os.getpid()} gpu={gpu} threads={threads}\n")
+            imported = ",".join({"optuna", "sqlalchemy"} & sys.modules.keys())
+            line = f"{event} x={cfg.x} pid={os.getpid()} gpu={gpu} threads={threads}"
+            events.write(f"{line} imported={imported}\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,112 @@
+"""Faults around a sweep: a database that is away, a driver that dies, processes left behind."""
+
+import contextlib
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from tests.helpers import engine
+from tests.helpers.engine import end, start, states, trials, wait_for
+
+pytestmark = pytest.mark.slow
+
+AWAY_S = 15  # longer than a call waits for SQLite's lock
+
+
+@contextlib.contextmanager
+def locked(store: Path) -> Iterator[None]:
+    with contextlib.closing(sqlite3.connect(store / "optuna.db", timeout=60)) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        yield
+        database.rollback()
+
+
+def events(store: Path) -> list[str]:
+    path = store / "events"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_trials_go_on_while_the_database_is_away(store: Path) -> None:
+    arguments = ("x=1,2,3", "sleep_s=0.5", "epochs=4", "sweep.n_jobs=2", "sweep.name=away")
+    driver = start(*arguments, f"events={store}/events", store=store)
+    try:
+        wait_for(lambda: len(events(store)) == 2)
+        with locked(store):
+            wait_for(lambda: sum("end" in line for line in events(store)) == 2, AWAY_S)
+            time.sleep(AWAY_S)
+        assert driver.wait(60) == 0
+    finally:
+        end(driver)
+    found = trials(store, "away")
+    assert states(found) == {"COMPLETE": 3}
+    assert all(len(t.intermediate_values) == 4 for t in found), "no report is lost"
+    out = engine.output(store)
+    assert "waiting for the database of the study: database is locked" in out
+    assert "the database is back after" in out
+    assert "Traceback" not in out
+
+
+def test_ctrl_c_during_an_outage_ends_within_seconds(store: Path) -> None:
+    arguments = ("x=1,2,3", "sleep_s=0.2", "epochs=30", "sweep.name=away")
+    driver = start(*arguments, store=store)
+    try:
+        wait_for(lambda: any(t.intermediate_values for t in trials(store, "away")))
+        with locked(store):
+            time.sleep(2)
+            os.killpg(driver.pid, signal.SIGINT)
+            assert driver.wait(20) == -signal.SIGINT  # what a shell shows as 130
+            wait_for(lambda: not engine.group_alive(driver), 5)
+    finally:
+        end(driver)
+    assert "sweep.name=away" in engine.output(store).splitlines()[-1]
+    assert "Traceback" not in engine.output(store)
+    code, out = engine.run(*arguments, store=store)
+    assert code == 0, out
+
+
+def test_trial_of_a_killed_driver_runs_again_and_no_death_is_counted(store: Path) -> None:
+    arguments = ("x=1,2", "sleep_s=0.2", "epochs=8", "sweep.name=k", "sweep.retries=0")
+    for _ in range(2):
+        driver = start(*arguments, store=store)
+        try:
+            wait_for(lambda: running(store))
+            driver.kill()
+            driver.wait()
+            # its workers end by themselves
+            wait_for(lambda driver=driver: not engine.group_alive(driver), 10)
+        finally:
+            end(driver)
+    code, out = engine.run(*arguments, store=store)
+    assert code == 0, out
+    assert states(trials(store, "k"))["COMPLETE"] == 2
+    assert not any("deaths" in t.user_attrs for t in trials(store, "k"))
+
+
+def running(store: Path) -> bool:
+    found = [t for t in trials(store, "k") if t.state is TrialState.RUNNING]
+    return any(t.intermediate_values for t in found)
+
+
+def test_process_that_outlives_its_killed_worker_blocks_nothing(store: Path) -> None:
+    """A child of the task, such as a data loader, holds the worker's pipe."""
+    driver = start("act=ok,orphan,fine", "sweep.name=o", "sweep.retries=0", store=store)
+    try:
+        assert driver.wait(60) == 1
+        assert len(engine.group_alive(driver)) == 1
+    finally:
+        end(driver)
+    assert states(trials(store, "o")) == {"COMPLETE": 2, "FAIL": 1}
+
+
+def test_workers_import_neither_optuna_nor_sqlalchemy(store: Path) -> None:
+    code, out = engine.run("x=1,2", f"events={store}/events", "sweep.name=w", store=store)
+    assert code == 0, out
+    started = [line for line in events(store) if line.startswith("start")]
+    assert len(started) == 2
+    assert all(line.endswith("imported=") for line in started), started
