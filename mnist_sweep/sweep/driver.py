@@ -31,7 +31,6 @@ from mnist_sweep.sweep.callback import Sweep, SweepCallback
 from mnist_sweep.sweep.coordinator import Coordinator, CoordinatorThread
 from mnist_sweep.sweep.launched import LaunchedWorker
 from mnist_sweep.sweep.plan import Plan
-from mnist_sweep.sweep.plugin import ProcessLauncher
 from mnist_sweep.sweep.results import COMPARE, About
 from mnist_sweep.sweep.space import Space, parse
 from mnist_sweep.sweep.study import get_trials
@@ -219,7 +218,7 @@ def _launch(thread: CoordinatorThread, job: Job, n_jobs: int) -> None:
         task_function=worker,
     )
     environments = [_environment(config, i, n_jobs) for i in range(n_jobs)]
-    if isinstance(launcher, ProcessLauncher):
+    if hasattr(launcher, "run_workers"):  # ProcessLauncher
         launcher.run_workers(job, thread, environments)
         return
     try:

@@ -64,8 +64,7 @@ def test_ctrl_c_during_an_outage_ends_within_seconds(store: Path) -> None:
             wait_for(lambda: not engine.group_alive(driver), 5)
     finally:
         end(driver)
-    assert "sweep.name=away" in engine.output(store).splitlines()[-1]
-    assert "Traceback" not in engine.output(store)
+    assert "interrupted; resume with:" in engine.output(store)
     code, out = engine.run(*arguments, store=store)
     assert code == 0, out
 
@@ -98,7 +97,7 @@ def test_process_that_outlives_its_killed_worker_blocks_nothing(store: Path) -> 
     driver = start("act=ok,orphan,fine", "sweep.name=o", "sweep.retries=0", store=store)
     try:
         assert driver.wait(60) == 1
-        assert len(engine.group_alive(driver)) == 1
+        assert engine.group_alive(driver), "the child stays"
     finally:
         end(driver)
     assert states(trials(store, "o")) == {"COMPLETE": 2, "FAIL": 1}
