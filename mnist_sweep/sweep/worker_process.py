@@ -26,7 +26,10 @@ END_S = 5  # for a worker to save its trial after SIGTERM, or after its driver h
 
 
 class RemoteCoordinator:
-    """The coordinator at the other end of a pipe. A signal waits until the answer has arrived."""
+    """The coordinator at the other end of a pipe. A signal waits until the answer has arrived.
+
+    Its methods raise SystemExit if the driver has died, so that the task saves what it has.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -42,9 +45,12 @@ class RemoteCoordinator:
         return bool(self._ask("tell", result))
 
     def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        with signals.Deferred().installed():
-            self.connection.send((method, args, kwargs))
-            return self.connection.recv()
+        try:
+            with signals.Deferred().installed():
+                self.connection.send((method, args, kwargs))
+                return self.connection.recv()
+        except (EOFError, OSError) as error:
+            raise SystemExit("the driver has died") from error
 
 
 def main(
