@@ -165,10 +165,7 @@ class Coordinator:
             elif result.pruned:
                 self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
             else:
-                try:
-                    self.study.tell(trial, result.values, skip_if_finished=True)
-                except ValueError as error:  # not as many values as objectives
-                    storage.fail(self.study, frozen(trial), str(error))
+                self.study.tell(trial, result.values, skip_if_finished=True)
 
     def fail(self, number: int, why: str) -> None:
         if (trial := self._running.pop(number, None)) is not None:

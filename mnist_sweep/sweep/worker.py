@@ -159,6 +159,9 @@ def _run(job: Job, assignment: Assignment, handle: WorkerTrial) -> Result:
     except (KeyError, TypeError, ValueError) as error:
         known = ", ".join(handle.summary) or "the task's return value"
         return _failure(handle, f"no objective {error}; there are {known}")
+    if len(values) != len(job.metrics):
+        expected = ", ".join(job.metrics)
+        return _failure(handle, f"the task returned {len(values)} values, expected {expected}")
     if not all(math.isfinite(value) for value in values):
         return _failure(handle, f"the objective is not finite: {values}")
     return Result(values=values, summary=handle.summary)

@@ -1,5 +1,6 @@
 """The coordinator in one process, with a real database."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -9,6 +10,8 @@ from typing import Any
 import optuna
 import pytest
 from omegaconf import OmegaConf
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy import event, insert
@@ -100,4 +103,52 @@ def test_trial_takes_at_most_70_statements(tmp_path: Path, n_finished: int, n_ru
         for _ in range(3):
             run_trial(coordinator)
     assert len(statements) <= 3 * 70
-    print(len(statements) / 3)
+
+
+def test_trials_are_read_as_optuna_reads_them(tmp_path: Path) -> None:
+    coordinator = make_coordinator(tmp_path)
+    study = coordinator.study
+    for value in (0.5, math.inf, -math.inf):
+        run_trial(coordinator)
+        trial = study.ask({"d": IntDistribution(1, 9), "e": FloatDistribution(1e-3, 1, log=True)})
+        trial.report(math.nan if value == 0.5 else value, 7)
+        trial.report(value, 3)
+        trial.set_user_attr("note", {"a": ["b", None]})
+        study.tell(trial, value)
+    study.ask()
+    study.enqueue_trial({"a": 0.25, "c": 2}, user_attrs={"grid": "point"})
+    own, optunas = (
+        cls._get_trials(optuna_internals.backend(study), study._study_id, None, set(), -1)
+        for cls in (storage.ExactStorage, RDBStorage)
+    )
+    assert repr(own) == repr(optunas)  # not ==, because of the NaN
+    assert len(own) == 8
+    finished = optuna_internals.backend(study)._get_trials(
+        study._study_id, (TrialState.COMPLETE,), {1, 2, 8}, 3
+    )
+    assert [t.number for t in finished] == [0, 1, 3, 4, 5]
+
+
+def test_two_coordinators_give_out_a_budget_exactly(tmp_path: Path) -> None:
+    one, other = (make_coordinator(tmp_path, n_trials=5) for _ in range(2))
+    given = []
+    while not (one.is_over and other.is_over):
+        assignments = [(c, c.next(HERE)) for c in (one, other)]
+        for coordinator, assignment in assignments:
+            if assignment is not None:
+                given.append(assignment.number)
+                coordinator.tell(assignment.number, Result(values=[0.5]))
+    assert len(given) == 5
+    done = [t for t in one.look() if t.state is TrialState.COMPLETE]
+    assert [t.number for t in done] == sorted(given)
+
+
+def test_result_of_a_trial_that_another_host_gave_up_is_dropped(tmp_path: Path) -> None:
+    coordinator = make_coordinator(tmp_path)
+    assignment = coordinator.next(HERE)
+    assert assignment is not None
+    (trial,) = coordinator.look()
+    storage.count_death(coordinator.study, trial, coordinator.plan.settings)
+    assert coordinator.report(assignment.number, 1, 0.5, final=False), "it should stop"
+    coordinator.tell(assignment.number, Result(values=[0.5]))
+    assert [t.state.name for t in coordinator.look()] == ["FAIL", "WAITING"]
