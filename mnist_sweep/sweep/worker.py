@@ -20,6 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from mnist_sweep.common import signals
+from mnist_sweep.common.errors import UserError
 from mnist_sweep.sweep.hydra_internals import job_error
 from mnist_sweep.sweep.trial import CURRENT, Trial
 
@@ -155,16 +156,9 @@ def _run(job: Job, assignment: Assignment, handle: WorkerTrial) -> Result:
     if handle.pruned:
         return Result(pruned=True, summary=handle.summary)
     try:
-        values = _values(job, handle, ret.return_value)
-    except (KeyError, TypeError, ValueError) as error:
-        known = ", ".join(handle.summary) or "the task's return value"
-        return _failure(handle, f"no objective {error}; there are {known}")
-    if len(values) != len(job.metrics):
-        expected = ", ".join(job.metrics)
-        return _failure(handle, f"the task returned {len(values)} values, expected {expected}")
-    if not all(math.isfinite(value) for value in values):
-        return _failure(handle, f"the objective is not finite: {values}")
-    return Result(values=values, summary=handle.summary)
+        return Result(values=_values(job, handle, ret.return_value), summary=handle.summary)
+    except UserError as error:
+        return _failure(handle, str(error))
 
 
 def _failure(handle: WorkerTrial, why: str) -> Result:
@@ -204,8 +198,22 @@ def log_to_stdout() -> None:
 
 
 def _values(job: Job, handle: WorkerTrial, returned: Any) -> list[float]:
-    """The objectives: several from the run's summary if it has one, else the returned values."""
-    if not job.config.sweep.objectives or not handle.summary:
-        many = returned if isinstance(returned, list | tuple) else [returned]
-        return [math.nan if value is None else float(value) for value in many]
-    return [handle.summary[name] for name in job.metrics]
+    """The objectives: several from the run's summary if it has one, else the returned values.
+
+    Raises:
+        UserError: an objective is missing or not finite.
+    """
+    try:
+        if job.config.sweep.objectives and handle.summary:
+            values = [handle.summary[name] for name in job.metrics]
+        else:
+            many = returned if isinstance(returned, list | tuple) else [returned]
+            values = [math.nan if value is None else float(value) for value in many]
+    except (KeyError, TypeError, ValueError) as error:
+        known = ", ".join(handle.summary) or "the task's return value"
+        raise UserError(f"no objective {error}; there are {known}") from error
+    if len(values) != len(job.metrics):
+        raise UserError(f"the task returned {values}, expected {', '.join(job.metrics)}")
+    if not all(math.isfinite(value) for value in values):
+        raise UserError(f"the objective is not finite: {values}")
+    return values
