@@ -16,10 +16,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from sqlalchemy.exc import SQLAlchemyError
 from torch import nn
 
+from mnist_sweep.common.configs import read_config
 from mnist_sweep.common.errors import UserError, without_password
 from mnist_sweep.tracking.retry import retried
 
@@ -229,15 +230,22 @@ def artifact(uri: str, run_id: str, name: str) -> Iterator[Path]:
 def config_of(uri: str, run_id: str) -> DictConfig:
     """Return the configuration that a run recorded. Raises UserError if it recorded none."""
     with artifact(uri, run_id, "config.yaml") as path:
-        cfg = OmegaConf.load(path)
-    assert isinstance(cfg, DictConfig)
-    return cfg
+        return read_config(path)
 
 
 def data_digest(uri: str, run_id: str) -> str | None:
     """Return the sha256 of the dataset that a run used, if it recorded one."""
     digest: str | None = MlflowClient(uri).get_run(run_id).data.tags.get("data.sha256")
     return digest
+
+
+def directory_of(uri: str, run_id: str) -> Path | None:
+    """Return the directory that a run recorded as its own, on the machine where it ran."""
+    try:
+        tags = MlflowClient(uri).get_run(run_id).data.tags
+    except MlflowException:  # the run is deleted
+        return None
+    return Path(tags["directory"]) if "directory" in tags else None
 
 
 @contextmanager
@@ -253,8 +261,8 @@ def model_folder(uri: str, model_uri: str) -> Iterator[tuple[Path, Model]]:
         try:
             path = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=folder))
             description = Model.load(path)
-        except (MlflowException, OSError) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # MLflow raises many kinds for a damaged MLmodel
+            reason = " ".join(str(error).split())[:200]
             raise UserError(f"no model {model_uri} in {without_password(uri)}: {reason}") from error
         yield path, description
 
