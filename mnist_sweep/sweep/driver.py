@@ -55,6 +55,7 @@ def sweep(
     """
     settings, loader = config.sweep, hydra_context.config_loader
     _check_name(settings.name)
+    samplers.check(settings)
     space = parse(settings, arguments)
     _check_choices(space, loader)
     point = [f"{name}={value}" for name, value in space.example(config).items()]
