@@ -275,10 +275,11 @@ def load_pickle(folder: Path) -> nn.Module:
     return model.eval()
 
 
-def delete_models(client: MlflowClient, run: Run) -> None:
-    """Delete the models that a run logged, and their files if they are on this machine.
+def delete_models(client: MlflowClient, run: Run, artifacts: Path) -> None:
+    """Delete the models that a run logged, and their files if they are in the folder `artifacts`.
 
-    Keeps the models of a run that is registered: the champion may be one of them.
+    The store's record of a model may name any folder, and others may write to the store. Keeps the
+    models of a run that is registered: the champion may be one of them.
     """
     if client.search_model_versions(f"run_id = '{run.info.run_id}'"):
         return
@@ -288,12 +289,18 @@ def delete_models(client: MlflowClient, run: Run) -> None:
         except MlflowException:
             continue  # deleted before
         client.delete_logged_model(output.model_id)
-        if location.startswith("file:"):
-            shutil.rmtree(url2pathname(urlparse(location).path), ignore_errors=True)
+        folder = Path(url2pathname(urlparse(location).path)).resolve()
+        if location.startswith("file:") and artifacts.resolve() in folder.parents:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def delete_models_of_sweep(uri: str, experiment: str, sweep: str, kept: Collection[int]) -> None:
-    """Delete the models of a sweep's trials, except those of the trial numbers in `kept`."""
+def delete_models_of_sweep(
+    uri: str, experiment: str, sweep: str, kept: Collection[int], artifacts: Path
+) -> None:
+    """Delete the models of a sweep's trials, except those of the trial numbers in `kept`.
+
+    Deletes files only in the folder `artifacts`.
+    """
     client = MlflowClient(uri)
     known = client.get_experiment_by_name(experiment)
     if known is None:
@@ -301,4 +308,4 @@ def delete_models_of_sweep(uri: str, experiment: str, sweep: str, kept: Collecti
     query = f"{tag_is('sweep', sweep)} AND {IS_TRIAL}"
     for run in find_runs(client, [known.experiment_id], query):
         if int(run.data.tags["trial"]) not in kept:
-            delete_models(client, run)
+            delete_models(client, run, artifacts)
