@@ -26,7 +26,7 @@ def read_config(path: Path) -> DictConfig:
     return cfg
 
 
-def plain_node(cfg: DictConfig, key: str, origin: object) -> DictConfig:
+def plain_node(cfg: DictConfig | dict[str, Any], key: str, origin: object) -> DictConfig:
     """Return the resolved node `key` of a recorded configuration, which may be anybody's.
 
     References to other keys are resolved, and so are the variables MNIST_SWEEP_*. Other resolvers are
@@ -39,7 +39,8 @@ def plain_node(cfg: DictConfig, key: str, origin: object) -> DictConfig:
         UserError: there is no such node, or it does not resolve.
     """
     try:
-        plain = OmegaConf.create(_without_resolvers(OmegaConf.to_container(cfg)))
+        raw = OmegaConf.to_container(cfg) if isinstance(cfg, DictConfig) else cfg
+        plain = OmegaConf.create(_without_resolvers(raw))
         node = OmegaConf.to_container(plain[key], resolve=True, throw_on_missing=True)
     except Exception as error:  # OmegaConf and its grammar raise many kinds
         reason = " ".join(str(error).split())[:200]

@@ -23,7 +23,7 @@ from mnist_sweep.common.errors import UserError, without_password
 from mnist_sweep.data.dataset import Dataset, to_float
 from mnist_sweep.tools.output import make_output_directory, open_run
 from mnist_sweep.tools.trained_model import load_saved
-from mnist_sweep.tracking import queries
+from mnist_sweep.tracking import queries, registry
 from mnist_sweep.tracking.run import prepare, store_uri
 from mnist_sweep.training.saved_model import SavedModel
 
@@ -48,6 +48,7 @@ def run(cfg: DictConfig, _overrides: Sequence[str]) -> None:
     """Combine the models that `cfg.sweep` or `cfg.runs` names, and record and register the result."""
     if cfg.rounds < 1:
         raise UserError(f"rounds={cfg.rounds}: expected at least 1")
+    registry.check_name("model_name", cfg.model_name)
     if (cfg.sweep is None) == (not cfg.runs):
         raise UserError("expected either sweep=<name> or runs=<run id>,<run id>")
     uri = store_uri(cfg.tracking.uri, cfg.store)

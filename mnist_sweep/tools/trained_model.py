@@ -5,8 +5,11 @@ file. Any other file can run code when it is loaded, so it needs `trust`.
 """
 
 import json
+import logging
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from mnist_sweep.common.errors import UserError, without_password
 from mnist_sweep.data.dataset import Dataset, load_dataset
 from mnist_sweep.data.images import DIGITS
 from mnist_sweep.tracking import queries, registry
+from mnist_sweep.tracking.queries import Model
 from mnist_sweep.tracking.run import store_uri
 from mnist_sweep.training import checkpoint
 from mnist_sweep.training.saved_model import FILE, SavedModel
@@ -74,8 +78,9 @@ def load_model(cfg: DictConfig, source: str | None = None) -> TrainedModel:
     uri = store_uri(cfg.tracking.uri, cfg.store)
     name = source or cfg.source or _default_source(uri, cfg)
     path = Path(name)
-    if path.is_dir() or path.name == checkpoint.BEST:
-        return _load_from_checkpoint(path if path.is_dir() else path.parent)
+    is_directory = os.path.isdir(name)  # unlike pathlib's, also False for a name that is too long
+    if is_directory or path.name == checkpoint.BEST:
+        return _load_from_checkpoint(path if is_directory else path.parent)
     if path.suffix == ".pt2":
         return _load_from_pt2(path, name, trust=cfg.trust)
     if name.startswith("models:/") or re.fullmatch("[0-9a-f]{32}", name):
@@ -106,7 +111,7 @@ def load_data_for(model: TrainedModel, cfg: DictConfig, overrides: Sequence[str]
         for key in given:
             if key.startswith("data."):
                 OmegaConf.update(settings, key, OmegaConf.select(cfg, key), force_add=True)
-        data = load_dataset(settings.data)
+        data = _load_recorded(settings.data, model)
         digest = model.data_digest
         if model.run_id is not None:
             digest = queries.data_digest(store_uri(cfg.tracking.uri, cfg.store), model.run_id)
@@ -122,6 +127,17 @@ def load_data_for(model: TrainedModel, cfg: DictConfig, overrides: Sequence[str]
             )
     check_data_fits(model, data)
     return data
+
+
+def _load_recorded(settings: DictConfig, model: TrainedModel) -> Dataset:
+    """Load the dataset of a recorded configuration, which no schema has checked."""
+    try:
+        return load_dataset(settings)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"model={model.name}: its recorded data does not load: {reason}") from error
 
 
 def _training_config(model: TrainedModel, cfg: DictConfig) -> Any:
@@ -162,24 +178,39 @@ def load_from_mlflow(uri: str, name: str, *, trust: bool = False) -> TrainedMode
     with queries.model_folder(uri, _model_uri(name)) as (folder, description):
         path, run_id = folder / "extra_files" / FILE, description.run_id
         if path.is_file():
-            return _rebuild(SavedModel.load(path), name, path.stat().st_size, run_id=run_id)
+            with _named(name):
+                saved = SavedModel.load(path)
+            return _rebuild(saved, name, path.stat().st_size, run_id=run_id)
         if not trust:
             raise UserError(
                 f"model={name} has no {FILE}, and loading its other files can run any code in them; "
                 f"{TRUST}{_hint(uri, run_id)}"
             )
-        file = folder / "data" / "model.pt2"
+        return _load_trusted(folder, description, name)
+
+
+def _load_trusted(folder: Path, description: Model, name: str) -> TrainedModel:
+    """Load a model that another program or version 0.1 logged. This runs any code in its files."""
+    file = folder / "data" / "model.pt2"
+    try:
         model = _load_program(file, name).module() if file.exists() else queries.load_pickle(folder)
-        if description.signature is None:
-            raise UserError(f"model={name} has no signature, so the shape of its images is unknown")
-        return _make(
-            model,
-            shape=description.signature.inputs.inputs[0].shape[1:],
-            classes=(description.metadata or {}).get("classes"),
-            name=name,
-            n_bytes=description.model_size_bytes or 0,
-            run_id=run_id,
-        )
+        signature = description.signature
+        shape = None if signature is None else signature.inputs.inputs[0].shape[1:]
+    except UserError:
+        raise
+    except Exception as error:  # pickles and MLflow raise many kinds
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(f"model={name} does not load: {reason}") from error
+    if shape is None:
+        raise UserError(f"model={name} has no signature, so the shape of its images is unknown")
+    return _make(
+        model,
+        shape=shape,
+        classes=(description.metadata or {}).get("classes"),
+        name=name,
+        n_bytes=description.model_size_bytes or 0,
+        run_id=description.run_id,
+    )
 
 
 def load_saved(uri: str, run_id: str) -> SavedModel:
@@ -210,11 +241,18 @@ def _load_from_checkpoint(directory: Path) -> TrainedModel:
     return _rebuild(saved, str(directory), path.stat().st_size, data_digest=best.data)
 
 
-def _rebuild(saved: SavedModel, name: str, n_bytes: int, **record: str | None) -> TrainedModel:
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Name the model in the errors of the block."""
     try:
-        model = saved.build()
+        yield
     except UserError as error:
         raise UserError(f"model={name}: {error}") from error
+
+
+def _rebuild(saved: SavedModel, name: str, n_bytes: int, **record: str | None) -> TrainedModel:
+    with _named(name):
+        model = saved.build()
     channels, height, width = saved.shape
     return TrainedModel(
         model, (channels, height, width), tuple(saved.classes), name, n_bytes, **record
@@ -262,6 +300,7 @@ def _load_program(
     path: Path, name: str, *, extra_files: dict[str, str] | None = None
 ) -> torch.export.ExportedProgram:
     """Load a .pt2, which runs any code in it: torch unpickles parts of it and evaluates expressions."""
+    logging.getLogger("torch.export").setLevel(logging.CRITICAL)  # it logs the traceback too
     try:
         return torch.export.load(path, extra_files=extra_files)
     except Exception as error:  # torch raises many kinds for a damaged file

@@ -15,7 +15,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow.entities import Run as Run
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model
+from mlflow.models import Model as Model
 from omegaconf import DictConfig
 from sqlalchemy.exc import SQLAlchemyError
 from torch import nn

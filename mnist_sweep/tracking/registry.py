@@ -14,6 +14,12 @@ from mnist_sweep.tracking.retry import retried
 CHAMPION, CHALLENGER = "champion", "challenger"
 
 
+def check_name(key: str, name: str) -> None:
+    """Raise UserError if MLflow accepts no registered model of this name."""
+    if not name.strip() or name in (".", "..") or any(sign in name for sign in "/:"):
+        raise UserError(f"{key}={name}: expected the name of a registered model, without / and :")
+
+
 def register(uri: str, name: str, run: Run, sweep: str) -> ModelVersion | None:
     """Register the run's model as the challenger, unless it is registered already.
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
 from mnist_sweep import models
 from mnist_sweep.common.build import build
+from mnist_sweep.common.configs import plain_node
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.training import checkpoint
 
@@ -62,7 +62,7 @@ class SavedModel:
     def _build_one(
         self, config: Mapping[str, Any], state: Mapping[str, torch.Tensor]
     ) -> models.Classifier:
-        node, n_channels = OmegaConf.create(dict(config)), self.shape[0]
+        node, n_channels = plain_node({"model": config}, "model", FILE), self.shape[0]
         try:
             net = build(node, in_shape=self.shape, n_classes=len(self.classes))
             model = models.Classifier(net, [0.0] * n_channels, [1.0] * n_channels).eval()
