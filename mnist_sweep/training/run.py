@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from mnist_sweep import models
@@ -155,10 +156,16 @@ def resume(cfg: DictConfig, trainer: Trainer) -> None:
         UserError: its checkpoint does not fit, or a setting that it contains has changed.
     """
     directory = Path(cfg.trainer.resume)
+    if directory.is_file():
+        raise UserError(f"trainer.resume={directory} is a file: expected the directory of a run")
     settings = directory / ".hydra" / "config.yaml"
     changes = []
     if settings.is_file():
-        changes = differences(read_config(settings), cfg, cfg.sweep.may_change)
+        before = read_config(settings)
+        try:
+            changes = differences(before, cfg, cfg.sweep.may_change)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{settings} does not resolve: {str(error).splitlines()[0]}") from error
     # the checkpoint contains the state that these settings made
     fixed = ["optimizer.", "scheduler.", "trainer.ema_decay"]
     if cfg.scheduler.total_steps_as:

@@ -217,6 +217,171 @@ def test_predict_refuses_a_pt2_in_one_line(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[1].split(",")[1] == "7"
 
 
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """A copy of the run's directory."""
+    shutil.copytree(directory(), tmp_path / "run")
+    return tmp_path / "run"
+
+
+def refused(source: Path | str, **changes: Any) -> str:
+    """Load a model and its data, which fails, and return the message."""
+
+    def load() -> None:
+        model = load_model(settings(source=str(source), **changes))
+        load_data_for(model, settings(**changes), [])
+
+    with pytest.raises(UserError) as raised:
+        load()
+    message = str(raised.value)
+    assert len(message.splitlines()) == 1
+    assert len(message.replace(str(source), "")) < 600
+    return message
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *("models:/x", "models:/", "models:/x/1", "models:/x@y", "models:/x/y/z", "models:/x@"),
+        *("models:/it's/1", 'models:/a"b/1', "models:/../../etc/1", "0" * 32, "m-" + "0" * 32),
+        *("nowhere", "/", "/etc/passwd", "x" * 3000, "a\0b", "x.pt2", "/nowhere/best.pt", "it's"),
+    ],
+)
+def test_name_of_no_model(source: str) -> None:
+    refused(source)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "- 1", "a: [", "a: b", "model: simple", "model: [1]", "model: null", "\0"),
+        *(
+            "model: {_target_: null}",
+            "model: {_target_: os.system, command: touch ran}",
+            "model: {}",
+        ),
+        "model: {_target_: mnist_sweep.models.torch.load, f: best.pt}",
+        "model: {_target_: mnist_sweep.models.CNN, _execution_whitelist_: ['*']}",
+        "model: {_target_: mnist_sweep.models.CNN, activation: '${oc.env:HOME}'}",
+        "model: {_target_: torch.nn.Linear, in_features: {_target_: os.getpid}, out_features: 1}",
+    ],
+)
+def test_configuration_of_no_model(text: str, copied: Path) -> None:
+    (copied / ".hydra" / "config.yaml").write_text(text)
+    assert str(copied) in refused(copied)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"kernel_size": 0}, {"kernel_size": -1}, {"kernel_size": "x"}, {"head": [-3]}),
+        *({"head": [0]}, {"head": [64]}, {"head": [10**30]}, {"stages": "x"}, {"stages": [[None]]}),
+        *({"stages": None}, {"activation": "Module"}, {"activation": 3}, {"dropout": 7}, {"no": 1}),
+        *({"padding": "x"}, {"_args_": [1]}, {"_target_": "torch.nn.Identity"}),
+        *({"_target_": "torch.optim.Adam"}, {"_target_": "optuna.samplers.TPESampler"}),
+        *({"_target_": "mnist_sweep.data.embedded_mnist"}, {"_target_": "torch.nn.LSTM"}),
+    ],
+    ids=str,
+)
+def test_configuration_that_does_not_fit_the_weights(change: dict[str, Any], copied: Path) -> None:
+    path = copied / ".hydra" / "config.yaml"
+    cfg = OmegaConf.create(OmegaConf.to_container(OmegaConf.load(path)))
+    own = "_target_" not in change
+    cfg.model = {**cfg.model, **change} if own else change
+    OmegaConf.save(cfg, path)
+    assert refused(copied).startswith(f"model={copied}: ")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("x", {"source": {"_target_": "os.system"}}, {"val_size": "x"}, {"val_size": 10**9}),
+        *({"root": 5}, {"split_seed": -1}, {"split_seed": "z"}, {"source": {}}),
+        {"root": "${oc.env:HOME}"},
+    ],
+    ids=str,
+)
+def test_recorded_data_that_does_not_load(change: Any, copied: Path) -> None:
+    path = copied / ".hydra" / "config.yaml"
+    cfg = OmegaConf.create(OmegaConf.to_container(OmegaConf.load(path)))
+    cfg.data = change if isinstance(change, str) else {**cfg.data, **change}
+    if change == {"source": {}}:
+        del cfg.data.source
+    OmegaConf.save(cfg, path)
+    refused(copied)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            {"shape": (3, 28, 28)},
+            {"shape": (1, 14, 14)},
+            {"shape": (1, 28)},
+            {"shape": (0, 28, 28)},
+        ),
+        *({"shape": (2**62, 2**62, 2**62)}, {"shape": None}, {"classes": ["a"]}, {"classes": []}),
+        *({"classes": "0123456789"}, {"model": None}, {"model": {}}, {"model": [1]}, {"data": 3}),
+        {"model": {"net.0.weight": torch.ones(1)}},
+    ],
+    ids=str,
+)
+def test_weights_that_do_not_fit_their_configuration(change: dict[str, Any], copied: Path) -> None:
+    best = torch.load(copied / "best.pt", weights_only=True)
+    torch.save({**best, **change}, copied / "best.pt")
+    assert str(copied) in refused(copied)
+
+
+@pytest.mark.parametrize("content", [[1], 3, None, torch.ones(2), {}, {1: 2}], ids=str)
+def test_best_pt_with_another_object(content: Any, copied: Path) -> None:
+    torch.save(content, copied / "best.pt")
+    assert "best.pt is not a checkpoint" in refused(copied)
+
+
+def test_directory_of_half_a_run(copied: Path) -> None:
+    best = (copied / "best.pt").read_bytes()
+    for n_bytes in (0, 100, len(best) // 2, len(best) - 10):
+        (copied / "best.pt").write_bytes(best[:n_bytes])
+        assert "best.pt is damaged" in refused(copied)
+    (copied / "best.pt").unlink()
+    assert "best.pt: no such checkpoint" in refused(copied)
+    shutil.rmtree(copied / ".hydra")
+    assert "has no .hydra/config.yaml" in refused(copied)
+
+
+def test_folder_of_a_model_in_mlflow_that_lacks_files_or_holds_others(tmp_path: Path) -> None:
+    (saved,) = store().rglob("saved_model.pt")
+    folder, backup = saved.parent.parent, tmp_path / "backup"
+    shutil.copytree(folder, backup)
+    plain = torch.load(saved, weights_only=True)
+    changes = {
+        "configs": [[], {}, [[]], [{}], [{"_target_": "os.system"}]],
+        "weights": [[0.0], [float("nan")], ["x"], [1.0, 2.0]],
+        "states": [[], [None]],
+    }
+    try:
+        for name in ("MLmodel", "extra_files", "."):
+            path = folder / name
+            path.unlink() if path.is_file() else shutil.rmtree(path)
+            assert run_id() in refused(run_id())
+            shutil.copytree(backup, folder, dirs_exist_ok=True)
+        for content in (b"", b"a: [", b"- 1", b"signature: {inputs: x}"):
+            (folder / "MLmodel").write_bytes(content)
+            assert run_id() in refused(run_id())
+        shutil.copytree(backup, folder, dirs_exist_ok=True)
+        for key, values in changes.items():
+            for value in values:
+                torch.save({**plain, key: value}, saved)
+                assert run_id() in refused(run_id())
+        saved.unlink()
+        (folder / "data" / "model.pt2").write_bytes(b"broken")
+        assert "not a complete .pt2" in refused(run_id(), trust=True)
+        (folder / "data" / "model.pt2").unlink()
+        assert "does not load" in refused(run_id(), trust=True)
+    finally:
+        shutil.copytree(backup, folder, dirs_exist_ok=True)
+
+
 def test_data_of_the_training_is_the_default() -> None:
     for source in (run_id(), str(directory())):
         model = load_model(settings(source=source))

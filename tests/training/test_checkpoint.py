@@ -1,6 +1,7 @@
 """Checkpoints that fit, and those that do not."""
 
 import contextlib
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from mnist_sweep.sweep.trial import Trial
 from mnist_sweep.tracking.tracker import Tracker
 from mnist_sweep.training import checkpoint
 from mnist_sweep.training.config import TrainerConfig
-from mnist_sweep.training.run import train
+from mnist_sweep.training.run import resume, train
 from tests.helpers.cli import ROOT
 from tests.helpers.configs import composed
 from tests.helpers.toy import N_TRAIN, MemoryTracker, toy_trainer
@@ -163,6 +164,40 @@ def test_restore_of_another_content_works_or_is_refused(
     torch.save({**saved, key: content}, tmp_path / "run" / checkpoint.LAST)
     with contextlib.suppress(UserError):
         toy_trainer(tmp_path / "new").restore(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *((".hydra/config.yaml", text) for text in ("", "- 1", "a: [", "text", "\0", "a: ${b}")),
+        *(("last.pt", text) for text in ("", "a picture", "PK\3\4")),
+    ],
+)
+def test_resume_of_a_directory_with_a_broken_file(
+    name: str, content: str, run: Path, tmp_path: Path
+) -> None:
+    (run / ".hydra").mkdir()
+    (run / name).write_text(content)
+    cfg = composed("data=mnist5k", f"trainer.resume={run}")
+    with pytest.raises(UserError) as raised:
+        resume(cfg, toy_trainer(tmp_path / "new"))
+    assert str(run) in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_resume_of_something_else(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    (tmp_path / "empty").mkdir()
+    shutil.copy(run / checkpoint.BEST, tmp_path / "empty" / checkpoint.LAST)
+    expected = {
+        tmp_path / "picture.png": "is a file: expected the directory of a run",
+        run / checkpoint.LAST: "is a file: expected the directory of a run",
+        tmp_path / "nowhere": "no such checkpoint",
+        tmp_path / "empty": "cannot resume",
+    }
+    for path, message in expected.items():
+        with pytest.raises(UserError, match=message):
+            resume(composed(f"trainer.resume={path}"), toy_trainer(tmp_path / "new"))
 
 
 def test_restore_refuses_a_file_without_a_key(run: Path, tmp_path: Path) -> None:
