@@ -65,16 +65,19 @@ class KeepBest(SweepCallback):
         top_k, tracking = sweep.config.sweep.top_k, sweep.config.tracking
         if error is not None or top_k is None:
             return
-        from mnist_sweep.sweep.results import best_trials, trial_directories
+        from mnist_sweep.sweep.results import best_trials
+        from mnist_sweep.sweep.study import get_trials
         from mnist_sweep.training import checkpoint
 
         kept = {trial.number for trial in best_trials(study, top_k)}
-        for number, directory in trial_directories(study).items():
-            if number not in kept:
-                checkpoint.delete(directory)
+        for trial in get_trials(study):
+            if trial.number not in kept:
+                # the study records directories too, but the database may be anybody's
+                checkpoint.delete(sweep.directory / str(trial.number))
         if tracking.enabled:
             from mnist_sweep.tracking.queries import delete_models_of_sweep
             from mnist_sweep.tracking.run import store_uri
 
             uri = store_uri(tracking.uri, sweep.config.store)
-            delete_models_of_sweep(uri, tracking.experiment, sweep.name, kept)
+            artifacts = Path(sweep.config.store) / "artifacts"
+            delete_models_of_sweep(uri, tracking.experiment, sweep.name, kept, artifacts)

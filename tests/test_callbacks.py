@@ -5,10 +5,15 @@ import time
 from pathlib import Path
 from subprocess import PIPE, STDOUT
 
+import optuna
 import pytest
+from omegaconf import OmegaConf
+from optuna.distributions import IntDistribution
 
+from mnist_sweep.callbacks import KeepBest
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.config import check
+from mnist_sweep.sweep import Sweep
 from tests.helpers.cli import cli, run, start
 from tests.helpers.configs import composed
 
@@ -61,6 +66,28 @@ def test_failed_start_keeps_what_was_in_the_directory(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert (directory / "notes.txt").read_text() == "keep me"
+
+
+def test_top_k_deletes_only_in_the_directory_of_its_sweep(tmp_path: Path) -> None:
+    """Others may write to the database, which names a directory for each trial."""
+    sweep, elsewhere = tmp_path / "outputs" / "s", tmp_path / "elsewhere"
+    study = optuna.create_study(direction="maximize")
+    for i in range(3):
+        trial = optuna.create_trial(
+            value=i,
+            params={"x": i},
+            distributions={"x": IntDistribution(0, 2)},
+            user_attrs={"directory": str(elsewhere)},
+        )
+        study.add_trial(trial)
+    files = [folder / "best.pt" for folder in (elsewhere, sweep / "0", sweep / "1", sweep / "2")]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.touch()
+    config = OmegaConf.create({"sweep": {"top_k": 1}, "tracking": {"enabled": False}})
+    KeepBest().on_sweep_end(Sweep("s", sweep, config, config, [], []), study, None)
+    kept = {file.parent for file in files if file.exists()}
+    assert kept == {elsewhere, sweep / "2"}
 
 
 def test_interrupted_run_prints_the_command_that_resumes_it(store: Path) -> None:

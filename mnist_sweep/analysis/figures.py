@@ -22,6 +22,7 @@ STYLE: Any = {
     "axes.spines.right": False,
     "figure.facecolor": "white",
     "figure.dpi": 110,
+    "text.parse_math": False,  # a class or a run may have a $ in its name
 }
 
 

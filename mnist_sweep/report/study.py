@@ -4,7 +4,7 @@ import optuna
 
 from mnist_sweep.common.errors import UserError, did_you_mean, without_password
 from mnist_sweep.sweep import results
-from mnist_sweep.sweep.study import open_storage, sqlite_path
+from mnist_sweep.sweep.study import check_name, open_storage, sqlite_path
 
 SWEEP = "python -m mnist_sweep -m runs one"
 
@@ -29,6 +29,7 @@ def load_study(url: str, name: str) -> optuna.Study:
         raise UserError(
             f"sweep={name}: no such sweep{did_you_mean(name, names)}; the last is {names[-1]}"
         )
+    check_name(chosen)  # it names the folder of the report, and others may write to the database
     study = optuna.load_study(study_name=chosen, storage=storage)
     if results.ABOUT not in study.user_attrs:
         raise UserError(f"sweep={name}: mnist_sweep did not create this study")

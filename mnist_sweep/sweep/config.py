@@ -35,6 +35,9 @@ class SweepConfig:
     grace_s: int = 60  # heartbeat timeout, in seconds
     trial_timeout_s: float | None = None  # seconds after which a trial is stopped and FAILs
     storage: str | None = None  # database URL; null: SQLite under `store`
+    # let a sampler that keeps pickles in `storage` (CMA-ES) run code from it, as long as only people you
+    # trust can write to it; the default storage needs no trust
+    trust: bool = False
     top_k: int | None = None  # keep only the models of the best k trials; null: keep all
     extend: bool = False  # accept another search space under the same name
     dry_run: bool = False  # preview the trials, run nothing

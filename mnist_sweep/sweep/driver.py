@@ -36,7 +36,6 @@ from mnist_sweep.sweep.worker import Plan, Worker, stop, stop_reason
 log = logging.getLogger(__name__)
 
 DEFAULT_N_TRIALS = 30
-MAX_NAME_LENGTH = 200  # bytes; file systems allow 255
 LAUNCHES = 10  # of workers while the budget is open
 SETTLE_S = 4  # for interrupted workers to release their trials
 
@@ -54,7 +53,9 @@ def sweep(
         SystemExit: 1 if a grid has holes or no trial completed; 130 or 143 if interrupted.
     """
     settings, loader = config.sweep, hydra_context.config_loader
-    _check_name(settings.name)
+    if settings.name is not None:
+        storage.check_name(settings.name)
+    samplers.check(settings)
     space = parse(settings, arguments)
     _check_choices(space, loader)
     point = [f"{name}={value}" for name, value in space.example(config).items()]
@@ -108,20 +109,6 @@ def sweep(
         _run(study, plan, Worker(plan, task, hydra_context, own_loader, config))
         storage.reap(study, settings)
     return _conclude(study, plan, info)
-
-
-def _check_name(name: str | None) -> None:
-    """Accept what can be the name of a folder and stand in MLflow's queries."""
-    if name is None:
-        return
-    if not re.fullmatch(r"[\w.+-]+", name) or not name.strip("."):
-        raise UserError(
-            f"sweep.name={name}: expected letters, digits and any of . _ - +, not only dots"
-        )
-    if (length := len(name.encode())) > MAX_NAME_LENGTH:
-        raise UserError(
-            f"sweep.name={name[:20]}... has {length} bytes, expected at most {MAX_NAME_LENGTH}"
-        )
 
 
 def _check_choices(space: Space, loader: ConfigLoader) -> None:

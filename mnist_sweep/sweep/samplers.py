@@ -8,12 +8,17 @@ import numpy as np
 from omegaconf import DictConfig
 from optuna import Study
 from optuna.pruners import BasePruner, NopPruner
-from optuna.samplers import BaseSampler, TPESampler
+from optuna.samplers import BaseSampler, CmaEsSampler, TPESampler
 from optuna.trial import FrozenTrial
 
-from mnist_sweep.common.build import bind, build
+from mnist_sweep.common.build import bind, build, targets
+from mnist_sweep.common.errors import UserError, without_password
 from mnist_sweep.sweep.optuna_internals import all_trials
 from mnist_sweep.sweep.study import DUPLICATE, REPLACED
+
+# Samplers that unpickle what they find in the study. Of optuna 5.0.0's samplers and pruners it is only
+# CMA-ES, which keeps its optimizer in the attributes of trials. The others keep numbers and names.
+PICKLING = (CmaEsSampler,)
 
 
 class SeededSampler:
@@ -39,6 +44,19 @@ class SeededSampler:
         if name == "_sampler":  # of a copy under construction
             raise AttributeError(name)
         return getattr(self._sampler, name)
+
+
+def check(settings: DictConfig) -> None:
+    """Raise UserError if the sampler runs code from a database that others may write to."""
+    if settings.sampler is None or settings.storage is None or settings.trust:
+        return
+    for target in targets(settings.sampler):
+        if isinstance(target, type) and issubclass(target, PICKLING):
+            raise UserError(
+                f"sweep.storage={without_password(settings.storage)}: {target.__name__} keeps pickles "
+                "in the database, and a pickle can run any code in every worker; set sweep.trust=true "
+                "if only people you trust can write to it, or remove sweep.storage"
+            )
 
 
 def make_sampler(settings: DictConfig) -> BaseSampler:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -36,6 +37,7 @@ warnings.filterwarnings("ignore", "Heartbeat of storage")  # workers beat outsid
 
 QUEUE_LENGTH = 64  # points of a grid in the queue at once
 LOCK_TIMEOUT_S = 60  # SQLite's default of 5 s is less than a long write of another process takes
+MAX_NAME_LENGTH = 200  # bytes; file systems allow 255
 FIRST_CONTACTS = 5  # attempts to open a new database on a server
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -70,6 +72,18 @@ class ExactStorage(RDBStorage):
                 session.close()
                 raise StorageInternalError(str(error)) from error
         return super().set_trial_state_values(trial_id, state, values)
+
+
+def check_name(name: str) -> None:
+    """Raise UserError unless the name of a sweep can name a folder and stand in MLflow's queries."""
+    if not re.fullmatch(r"[\w.+-]+", name) or not name.strip("."):
+        raise UserError(
+            f"sweep.name={name}: expected letters, digits and any of . _ - +, not only dots"
+        )
+    if (length := len(name.encode())) > MAX_NAME_LENGTH:
+        raise UserError(
+            f"sweep.name={name[:20]}... has {length} bytes, expected at most {MAX_NAME_LENGTH}"
+        )
 
 
 def storage_url(url: str | None, store: str) -> str:

@@ -32,7 +32,10 @@ class StoreConfig:
 class LoadingConfig(StoreConfig):
     """Settings of every tool that loads trained models."""
 
-    allow_pickle: bool = setting(False, "load pickled models too, which can run any code")
+    trust: bool = setting(
+        False,
+        "load a .pt2 or a model of another program too: loading this file can run any code in it",
+    )
     seed: int = setting(0, "seed of the data's splits")
 
 

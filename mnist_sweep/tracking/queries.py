@@ -15,11 +15,12 @@ import requests
 from mlflow import MlflowClient
 from mlflow.entities import Run as Run
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model
-from omegaconf import DictConfig, OmegaConf
+from mlflow.models import Model as Model
+from omegaconf import DictConfig
 from sqlalchemy.exc import SQLAlchemyError
 from torch import nn
 
+from mnist_sweep.common.configs import read_config
 from mnist_sweep.common.errors import UserError, without_password
 from mnist_sweep.tracking.retry import retried
 
@@ -229,15 +230,22 @@ def artifact(uri: str, run_id: str, name: str) -> Iterator[Path]:
 def config_of(uri: str, run_id: str) -> DictConfig:
     """Return the configuration that a run recorded. Raises UserError if it recorded none."""
     with artifact(uri, run_id, "config.yaml") as path:
-        cfg = OmegaConf.load(path)
-    assert isinstance(cfg, DictConfig)
-    return cfg
+        return read_config(path)
 
 
 def data_digest(uri: str, run_id: str) -> str | None:
     """Return the sha256 of the dataset that a run used, if it recorded one."""
     digest: str | None = MlflowClient(uri).get_run(run_id).data.tags.get("data.sha256")
     return digest
+
+
+def directory_of(uri: str, run_id: str) -> Path | None:
+    """Return the directory that a run recorded as its own, on the machine where it ran."""
+    try:
+        tags = MlflowClient(uri).get_run(run_id).data.tags
+    except MlflowException:  # the run is deleted
+        return None
+    return Path(tags["directory"]) if "directory" in tags else None
 
 
 @contextmanager
@@ -253,8 +261,8 @@ def model_folder(uri: str, model_uri: str) -> Iterator[tuple[Path, Model]]:
         try:
             path = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=folder))
             description = Model.load(path)
-        except (MlflowException, OSError) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # MLflow raises many kinds for a damaged MLmodel
+            reason = " ".join(str(error).split())[:200]
             raise UserError(f"no model {model_uri} in {without_password(uri)}: {reason}") from error
         yield path, description
 
@@ -267,10 +275,11 @@ def load_pickle(folder: Path) -> nn.Module:
     return model.eval()
 
 
-def delete_models(client: MlflowClient, run: Run) -> None:
-    """Delete the models that a run logged, and their files if they are on this machine.
+def delete_models(client: MlflowClient, run: Run, artifacts: Path) -> None:
+    """Delete the models that a run logged, and their files if they are in the folder `artifacts`.
 
-    Keeps the models of a run that is registered: the champion may be one of them.
+    The store's record of a model may name any folder, and others may write to the store. Keeps the
+    models of a run that is registered: the champion may be one of them.
     """
     if client.search_model_versions(f"run_id = '{run.info.run_id}'"):
         return
@@ -280,12 +289,18 @@ def delete_models(client: MlflowClient, run: Run) -> None:
         except MlflowException:
             continue  # deleted before
         client.delete_logged_model(output.model_id)
-        if location.startswith("file:"):
-            shutil.rmtree(url2pathname(urlparse(location).path), ignore_errors=True)
+        folder = Path(url2pathname(urlparse(location).path)).resolve()
+        if location.startswith("file:") and artifacts.resolve() in folder.parents:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def delete_models_of_sweep(uri: str, experiment: str, sweep: str, kept: Collection[int]) -> None:
-    """Delete the models of a sweep's trials, except those of the trial numbers in `kept`."""
+def delete_models_of_sweep(
+    uri: str, experiment: str, sweep: str, kept: Collection[int], artifacts: Path
+) -> None:
+    """Delete the models of a sweep's trials, except those of the trial numbers in `kept`.
+
+    Deletes files only in the folder `artifacts`.
+    """
     client = MlflowClient(uri)
     known = client.get_experiment_by_name(experiment)
     if known is None:
@@ -293,4 +308,4 @@ def delete_models_of_sweep(uri: str, experiment: str, sweep: str, kept: Collecti
     query = f"{tag_is('sweep', sweep)} AND {IS_TRIAL}"
     for run in find_runs(client, [known.experiment_id], query):
         if int(run.data.tags["trial"]) not in kept:
-            delete_models(client, run)
+            delete_models(client, run, artifacts)

@@ -120,22 +120,25 @@ class MlflowRun(Tracker):
         model: nn.Module,
         example: NDArray[np.float32],
         classes: Sequence[str],
+        write: Callable[[Path], None],
         registered_name: str | None = None,
     ) -> None:
-        """Log a model as .pt2, which loads without this package and runs no code from its file.
+        """Log a model as .pt2, which other programs load without this package.
 
         Args:
             model: on the CPU, in eval mode.
             example: [B, C, H, W] pixels in 0..1. With B = 1 the export would fix the batch size.
             classes: names in label order, stored with the model.
+            write: puts the files into a folder from which this package rebuilds the model.
             registered_name: entry of the model registry that gets a new version; None: none.
         """
         import mlflow.pytorch
 
         batch = TensorSpec(np.dtype("float32"), (-1, *example.shape[1:]))
         logits = TensorSpec(np.dtype("float32"), (-1, -1))
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
             warnings.simplefilter("ignore")  # from inside torch.export
+            write(Path(folder))
             log_model = partial(
                 mlflow.pytorch.log_model,
                 model,
@@ -145,6 +148,7 @@ class MlflowRun(Tracker):
                 signature=ModelSignature(Schema([batch]), Schema([logits])),
                 serialization_format="pt2",
                 metadata={"classes": list(classes)},
+                extra_files=[str(path) for path in Path(folder).iterdir()],
                 # otherwise MLflow starts a process that guesses them: 5 to 9 s
                 pip_requirements=[f"torch=={provenance.package_versions()['torch']}"],
             )

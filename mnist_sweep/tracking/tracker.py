@@ -32,6 +32,13 @@ class Tracker:
         """Keep the files that `write` puts into the folder it is given."""
 
     def log_model(
-        self, model: "nn.Module", example: "NDArray[np.float32]", classes: Sequence[str]
+        self,
+        model: "nn.Module",
+        example: "NDArray[np.float32]",
+        classes: Sequence[str],
+        write: Callable[[Path], None],
     ) -> None:
-        """Record a model on the CPU in eval mode; `example` is [2, C, H, W] in 0..1."""
+        """Record a model on the CPU in eval mode; `example` is [2, C, H, W] in 0..1.
+
+        `write` puts the files into a folder from which the model is rebuilt.
+        """

@@ -4,17 +4,19 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from mnist_sweep import models
 from mnist_sweep.analysis import metrics
 from mnist_sweep.common import signals
 from mnist_sweep.common.build import build
-from mnist_sweep.common.configs import differences
+from mnist_sweep.common.configs import differences, read_config
 from mnist_sweep.common.console import table
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.data.augment import build_augment
@@ -23,6 +25,7 @@ from mnist_sweep.sweep.trial import Trial
 from mnist_sweep.tracking.tracker import Tracker
 from mnist_sweep.training.config import EPOCH_METRICS
 from mnist_sweep.training.device import autocast_dtype, describe, pick_device
+from mnist_sweep.training.saved_model import SavedModel
 from mnist_sweep.training.schedule import build_schedule
 from mnist_sweep.training.step import TrainingStep, scaled_size
 from mnist_sweep.training.trainer import Evaluation, Objective, State, Trainer
@@ -66,13 +69,20 @@ def train(cfg: DictConfig, directory: Path, tracker: Tracker, trial: Trial) -> f
             selection = cfg.tracking.figures or ("all" if trial.number is None else "few")
             tracker.log_artifacts(lambda path: write_results(path, trainer, val, test, selection))
             if cfg.tracking.log_model:
-                example = to_float(data.val.images[:2].cpu()).numpy()
-                tracker.log_model(model.cpu().eval(), example, data.classes)
+                log_model(tracker, cfg, model.cpu().eval(), data)
         summary["run_s"] = time.monotonic() - started
         tracker.log_metrics(summary, step=state.epoch)
         trial.finish({**best, **summary})  # a sweep names its objectives without best/
     log_result(state, summary)
     return best[cfg.objective]
+
+
+def log_model(tracker: Tracker, cfg: DictConfig, model: nn.Module, data: Dataset) -> None:
+    """Record the model, on the CPU in eval mode, with its configuration."""
+    config: Any = OmegaConf.to_container(cfg.model, resolve=True)
+    saved = SavedModel([config], [model.state_dict()], [1.0], data.shape, data.classes)
+    example = to_float(data.val.images[:2].cpu()).numpy()
+    tracker.log_model(model, example, data.classes, saved.save_in)
 
 
 def build_model(cfg: DictConfig, data: Dataset) -> nn.Module:
@@ -146,11 +156,16 @@ def resume(cfg: DictConfig, trainer: Trainer) -> None:
         UserError: its checkpoint does not fit, or a setting that it contains has changed.
     """
     directory = Path(cfg.trainer.resume)
+    if directory.is_file():
+        raise UserError(f"trainer.resume={directory} is a file: expected the directory of a run")
     settings = directory / ".hydra" / "config.yaml"
     changes = []
     if settings.is_file():
-        before = OmegaConf.create(OmegaConf.load(settings))
-        changes = differences(before, cfg, cfg.sweep.may_change)  # type: ignore[arg-type]
+        before = read_config(settings)
+        try:
+            changes = differences(before, cfg, cfg.sweep.may_change)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{settings} does not resolve: {str(error).splitlines()[0]}") from error
     # the checkpoint contains the state that these settings made
     fixed = ["optimizer.", "scheduler.", "trainer.ema_decay"]
     if cfg.scheduler.total_steps_as:

@@ -1,5 +1,7 @@
 """The figures of a run: which are drawn, and what they show."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -72,3 +74,14 @@ def test_image_grid_draws_every_image_with_its_caption(channels: int, dtype: typ
     sheet = np.asarray(figure.axes[0].images[0].get_array())
     assert (sheet.reshape(*sheet.shape[:2], -1)[..., 0] == images[0, 0, 0, 0]).sum() == 7 * 64
     assert texts(figure) == [f"image {i}" for i in range(7)]
+
+
+def test_names_with_a_dollar_are_drawn_as_they_are(tmp_path: Path) -> None:
+    """Otherwise matplotlib would read them as formulas, and fail at those that are none."""
+    name = "$\\frac{$"
+    for figure in (
+        figures.confusion_matrix(np.eye(2, dtype=np.int64), [name, "b"], name),
+        figures.error_overlap(np.eye(2), [name, "b"], name),
+        figures.image_grid(np.zeros((1, 1, 4, 4), np.uint8), [name], name),
+    ):
+        figure.savefig(tmp_path / "figure.png")
