@@ -111,9 +111,7 @@ NOT_READABLE = "not a readable picture"
 
 def encoded(picture: Image.Image, form: str, **options: object) -> bytes:
     """Return the bytes of a picture in a file format."""
-    file = io.BytesIO()
-    picture.save(file, form, **options)
-    return file.getvalue()
+    return as_file(picture, form, **options).getvalue()
 
 
 SMALL = draw_digit(3, size=(60, 50), box=(5, 5, 40), width=4)
