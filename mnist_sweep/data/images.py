@@ -80,8 +80,7 @@ def read_picture(source: Path | BinaryIO) -> Image.Image:
     except UnidentifiedImageError as error:
         raise UserError(f"not a readable picture (expected {', '.join(FORMATS)})") from error
     except Exception as error:  # a decoder may raise anything on a damaged file
-        is_system_error = isinstance(error, OSError) and error.errno is not None
-        reason = error.strerror if is_system_error else type(error).__name__
+        reason = (isinstance(error, OSError) and error.strerror) or type(error).__name__
         raise UserError(f"not a readable picture ({reason})") from error
 
 
