@@ -19,6 +19,7 @@ MAX_WEBP_PIXELS = 20_000_000  # its decoder takes 16 bytes a pixel, the others a
 STRIP_PIXELS = 1_000_000  # of a deep picture that is converted at a time
 WORKING_SIZE = 560  # pixels; the longer side of a picture is reduced to this first
 BOX, SIZE = 20, 28  # pixels; MNIST fits the digit into a box and centres it in the image
+COLOURED = 25, 0.01  # levels between the channels of a coloured pixel; share of such pixels
 MIN_INK = 0.15  # share of the contrast; fainter pixels count as background
 
 
@@ -102,6 +103,13 @@ def _to_8_bits(picture: Image.Image) -> Image.Image:
     for rows, strip in strips():
         scaled[rows] = 255 * strip / brightest
     return Image.fromarray(scaled)
+
+
+def is_coloured(picture: Image.Image) -> bool:
+    """Whether a picture of `read_picture` shows more than the noise of a grey one."""
+    levels, share = COLOURED
+    channels = np.asarray(picture)[..., :3]
+    return bool(((channels.max(2) - channels.min(2)) > levels).mean() > share)
 
 
 def prepare(
