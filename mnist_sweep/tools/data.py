@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from mnist_sweep import config
 from mnist_sweep.analysis import figures
 from mnist_sweep.common import console, signals
-from mnist_sweep.data.augment import affine
+from mnist_sweep.data.augment import affine, background_of
 from mnist_sweep.data.checks import check_dataset, count_classes
 from mnist_sweep.data.dataset import Dataset, load_dataset, to_float
 from mnist_sweep.sweep.trial import Trial
@@ -65,5 +65,6 @@ def _write(folder: Path, *, data: Dataset, cfg: DictConfig, table: str) -> None:
     samples = figures.image_grid(images.numpy(), captions, f"{data.name}: training images")
     samples.savefig(folder / "samples.png")
     title = f"{data.name}: the same images with data.augment=affine"
-    augmented = affine(to_float(images), generator=generator, **cfg.data.affine).numpy()
-    figures.image_grid(augmented, captions, title).savefig(folder / "samples_augmented.png")
+    strength = {**cfg.data.affine, "background": background_of(data)}
+    augmented = affine(to_float(images), generator=generator, **strength)
+    figures.image_grid(augmented.numpy(), captions, title).savefig(folder / "samples_augmented.png")

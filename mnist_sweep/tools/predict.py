@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from mnist_sweep.common.errors import UserError
-from mnist_sweep.data.images import image_files, read_image
+from mnist_sweep.data.images import SUFFIXES, image_files, read_image
 
 BATCH = 500  # images in memory at a time
 THREADS = 4  # that read files: Pillow releases Python's lock while it decodes
@@ -24,6 +26,7 @@ def run(cfg: DictConfig, _overrides: Sequence[str]) -> None:
     """Print a line for each file of `cfg.files`; exit with code 1 if one of them is unreadable."""
     if hasattr(signal, "SIGPIPE"):  # end silently when the reader of a pipe ends, such as `head`
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    warnings.filterwarnings("ignore", module="PIL")  # a damaged file has its line below
     paths = expand(cfg.files)
     from mnist_sweep.tools.trained_model import load_model  # imports torch: not without a file
 
@@ -62,10 +65,19 @@ def run(cfg: DictConfig, _overrides: Sequence[str]) -> None:
 
 
 def expand(paths: Sequence[str]) -> list[Path]:
-    """Replace each folder by the images in it. Raises UserError if that leaves nothing."""
+    """Replace each folder by the images in it.
+
+    Raises:
+        UserError: there are no paths, or a folder has no images or cannot be read.
+    """
     files = []
     for path in map(Path, paths):
-        files += image_files(path) if path.is_dir() else [path]
+        found = image_files(path) if os.path.isdir(path) else [path]
+        if not found:
+            raise UserError(
+                f"{path}: expected a folder with images ({', '.join(sorted(SUFFIXES))})"
+            )
+        files += found
     if not files:
         raise UserError("expected image files or folders of image files")
     return files

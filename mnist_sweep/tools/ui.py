@@ -98,8 +98,8 @@ def _check_dashboard(store: Path) -> None:
 
 
 def _dashboard_command(store: Path, port: int) -> list[str]:
-    program = str(Path(sys.executable).with_name("optuna-dashboard"))
-    return [program, f"sqlite:///{store}/optuna.db", "--host", UI_HOST, "--port", str(port)]
+    module = "mnist_sweep.tools.dashboard"
+    return [sys.executable, "-m", module, f"sqlite:///{store}/optuna.db", UI_HOST, str(port)]
 
 
 def _start(command: list[str]) -> "subprocess.Popen[bytes]":

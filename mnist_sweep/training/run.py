@@ -112,7 +112,7 @@ def build_trainer(cfg: DictConfig, model: nn.Module, data: Dataset, directory: P
         data.train,
         settings,  # type: ignore[arg-type]
         autocast_dtype=autocast_dtype(cfg.trainer.precision, device),
-        augment=build_augment(cfg.data),
+        augment=build_augment(cfg.data, data),
         seed=cfg.seed,
     )
     return Trainer(

@@ -40,13 +40,17 @@ def ui(store: Path, *arguments: str) -> Iterator[tuple[list[str], str]]:
 
 
 @contextmanager
-def demo(*arguments: str) -> Iterator[str]:
-    """Run the tool `demo` on a free port. Yield its address; check that it ends without an error."""
+def demo(*arguments: str) -> Iterator[tuple[str, int]]:
+    """Run the tool `demo` on a free port. Check that it ends without an error.
+
+    Yields:
+        Its address and the id of its process.
+    """
     process = cli.start("demo", "port=0", *arguments, stdout=PIPE, stderr=PIPE)
     try:
         address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline()).group()
         engine.wait_for(lambda: answers(f"{address}/models"))
-        yield address
+        yield address, process.pid
     finally:
         os.kill(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=20)

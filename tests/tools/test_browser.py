@@ -96,7 +96,7 @@ def test_mlflow_shows_the_figures_of_a_run(links: dict[str, str], swept: Path) -
 
 
 def test_demo_shows_the_models_of_the_last_sweep_side_by_side(swept: Path) -> None:
-    with demo(f"store={swept}", "models=simple,mlp") as url, open_page() as (page, _):
+    with demo(f"store={swept}", "models=simple,mlp") as (url, _), open_page() as (page, _):
         page.goto(url)
         page.wait_for_selector("body[data-ready]")
         expect(page.locator(".model h2")).to_have_text(["simple", "mlp"])
