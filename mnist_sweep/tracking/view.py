@@ -103,7 +103,7 @@ def compare(client: MlflowClient, experiment_id: str, sweeps: Sequence[Run]) -> 
             for query in queries
         )
     )
-    ids = ", ".join(f"'{run.info.run_id}'" for run in runs)
+    ids = ", ".join(f"'{run.info.run_id}'" for run in runs) or "''"  # MLflow refuses an empty list
     recorded = [run.data.params.keys() for run in runs]
     return Comparison(
         # MLflow knows neither OR nor IN for tags
