@@ -22,7 +22,7 @@ class Tracker:
         yield
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record the metrics of an epoch, or with the last epoch those of the whole run."""
+        """Record the metrics of an epoch (a step from 1 on), or at step 0 those of the whole run."""
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags by which the run can be found."""

@@ -71,7 +71,7 @@ def train(cfg: DictConfig, directory: Path, tracker: Tracker, trial: Trial) -> f
                 example = to_float(data.val.images[:2].cpu()).numpy()
                 tracker.log_model(model.cpu().eval(), example, data.classes)
         summary["run_s"] = time.monotonic() - started
-        tracker.log_metrics(summary, step=state.epoch)
+        tracker.log_metrics(summary, step=0)  # MLflow draws one value at a later step as a dot
         trial.finish({**best, **summary})  # a sweep names its objectives without best/
     log_result(state, summary)
     return best[cfg.objective]

@@ -75,9 +75,9 @@ def test_train_records_the_run_and_returns_the_objective(tmp_path: Path) -> None
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"best.pt", "last.pt"}
     assert tracker.tags.keys() == {"data", "data.sha256", "device"}
     assert tracker.sizes == {"train": 100, "val": 500, "test": 500}
-    assert list(tracker.metrics) == [1, 2]
+    assert list(tracker.metrics) == [1, 2, 0]
     assert tracker.metrics[1].keys() >= set(EPOCH_METRICS)
-    summary = tracker.metrics[2]
+    summary = tracker.metrics[0]
     assert summary["best/val/accuracy"] == objective
     assert summary.keys() >= {"best_epoch", "n_parameters", "fit_s", "run_s", "test/accuracy"}
 
@@ -106,7 +106,7 @@ def test_pruned_run_is_tagged_and_not_tested(tmp_path: Path) -> None:
     tracker, trial = MemoryTracker(tmp_path / "artifacts"), SweepTrial(prune=True)
     objective = train(composed(*TINY), tmp_path / "run", tracker, trial)
     assert tracker.tags["state"] == "pruned"
-    assert list(tracker.metrics) == [1]
+    assert list(tracker.metrics) == [1, 0]
     assert not tracker.folder.exists()
     assert "test/accuracy" not in trial.summary
     assert trial.summary["val/accuracy"] == trial.summary["best/val/accuracy"] == objective
