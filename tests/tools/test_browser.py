@@ -2,6 +2,7 @@
 
 import html
 import itertools
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +19,9 @@ pytestmark = pytest.mark.browser
 
 SWEEP = ("data=mnist5k", "model=mlp,simple", "seed=0,1", "data.split_seed=0", "sweep.name=seen")
 SWEEP += ("trainer.max_epochs=3", "tracking.figures=all")
-RATES = ("data=mnist5k", "model=mlp", "optimizer.lr=1e-4,1e-3,1e-2", "trainer.max_epochs=3")
-RATES += ("sweep.name=rates", "sweep.report=false", "tracking.log_model=false")
+SEARCH = ("search=tpe", "sweep.n_trials=8", "sweep.name=night", "pruner=none", "data=mnist5k")
+SEARCH += ("model=choice(mlp,simple)", "data.train_size=1000", "trainer.max_epochs=3")
+SEARCH += ("tracking.log_model=false",)
 NAMES = [
     f"seen/{i} {model} seed={seed}"
     for i, (model, seed) in enumerate(itertools.product(("mlp", "simple"), (0, 1)))
@@ -28,9 +30,9 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with a sweep of three learning rates, and then one of four trials."""
+    """A store with a search, and after it a grid of four trials."""
     store = tmp_path_factory.mktemp("swept")
-    for arguments in (RATES, SWEEP):
+    for arguments in (SEARCH, SWEEP):
         done = run("-m", f"store={store}", *arguments)
         assert done.returncode == 0, done.stderr
     return store
@@ -106,40 +108,38 @@ def ranked(store: Path, sweep: str) -> list[str]:
     return [run.info.run_name for run in runs]
 
 
-def test_printed_link_opens_the_composed_comparison(swept: Path, links: dict[str, str]) -> None:
-    report = (swept / "outputs" / "seen" / "report" / "report.html").read_text()
-    assert urlparse(links["sweep seen"]).fragment in html.unescape(report)
-    with comparison(links["sweep seen"]) as page:
-        assert axes(page) == ["model", "seed", "best/val/accuracy"]
-        names = listed(page)
-        assert sorted(names) == NAMES
-        assert names == ranked(swept, "seen")
-        headers = page.get_by_test_id("experiment-view-compare-runs-section-header")
-        expected = [
-            "What was searched",
-            "Learning curves",
-            "Cost and accuracy",
-            "Confusion matrices",
-        ]
-        for header, title in zip(headers.all()[:4], expected, strict=True):
-            expect(header).to_contain_text(title)
+def test_link_of_a_sweep_opens_its_composed_comparison(swept: Path, links: dict[str, str]) -> None:
+    report = (swept / "outputs" / "night" / "report" / "report.html").read_text()
+    printed = html.unescape(re.search(r'id="runs" href="([^"]+)', report).group(1))
+    with comparison(f"{links['address']}/#{urlparse(printed).fragment}") as page:
+        searched = ["optimizer.lr", "model", "data.batch_size"]
+        assert axes(page) == [*searched, "best/val/accuracy"]
+        assert listed(page) == ranked(swept, "night")
+        sections = page.get_by_test_id("experiment-view-compare-runs-section-header")
+        expected = ["What was searched", "Learning curves", "Cost and accuracy"]
+        for section, title in zip(sections.all()[:3], expected, strict=True):
+            expect(section).to_contain_text(title)
         screenshot(page, "mlflow-sweep")
 
 
-def test_confusion_matrices_stand_side_by_side(links: dict[str, str]) -> None:
+def test_ui_opens_the_comparison_of_the_last_sweep(links: dict[str, str]) -> None:
     with comparison(links["sweep seen"]) as page:
+        assert axes(page) == ["model", "seed", "best/val/accuracy"]
+        assert sorted(listed(page)) == NAMES
         page.get_by_text("Confusion matrices").scroll_into_view_if_needed()
         pictures = page.locator("img[src*='confusion_matrix'], img[src^='blob:']")
-        expect(pictures).to_have_count(4)
+        expect(pictures).to_have_count(len(NAMES))
 
 
 def test_two_sweeps_are_compared_on_one_page(swept: Path) -> None:
-    with ui(swept, "port=0", "sweep=seen,rates") as (lines, _):
-        printed = dict(line.split(": ", 1) for line in lines)
-        with comparison(printed["sweeps seen, rates"]) as page:
-            expected = ["sweep.name", "model", "seed", "optimizer.lr", "best/val/accuracy"]
-            assert axes(page) == expected
-            assert sorted(listed(page)) == sorted(ranked(swept, "seen") + ranked(swept, "rates"))
+    with ui(swept, "port=0", "sweep=seen,night") as (lines, _):
+        url = dict(line.split(": ", 1) for line in lines)["sweeps seen, night"]
+        with comparison(url) as page:
+            assert axes(page) == [
+                *("sweep.name", "model", "seed", "optimizer.lr", "data.batch_size"),
+                "best/val/accuracy",
+            ]
+            assert sorted(listed(page)) == sorted(ranked(swept, "seen") + ranked(swept, "night"))
             screenshot(page, "mlflow-compare")
 
 
