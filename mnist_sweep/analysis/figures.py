@@ -116,7 +116,7 @@ def small_confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str]) ->
 
 def to_pixels(figure: Figure) -> NDArray[np.uint8]:
     """Render a figure to pixels [H, W, 3]."""
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     return np.array(canvas.buffer_rgba(), dtype=np.uint8)[..., :3]
 

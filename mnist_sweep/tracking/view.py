@@ -22,7 +22,8 @@ from mnist_sweep.tracking.tracker import CONFUSION_MATRIX
 
 TAG = "mlflow.sharedViewState."  # and a key, which the link names
 OBJECTIVES, PARAMETERS = "objectives", "parameters"  # tags of a sweep's own run, as JSON
-MAX_RUNS = 300  # of a page over several sweeps, whose filter lists them; MLflow limits its length
+MAX_RUNS = 300  # on a page; the filter over several sweeps lists them, and MLflow limits its length
+MAX_EACH = 30  # of each of several sweeps
 
 VALIDATION, TEST = "best/val/accuracy", "test/accuracy"
 SECONDS, SIZE = "fit_s", "n_parameters"
@@ -42,12 +43,15 @@ class Comparison:
         parameters: what was searched, the most important first.
         common: those of `parameters` that every run has; MLflow leaves out of parallel coordinates a
             run that lacks one.
+        all_visible: whether every chart shows all runs, or only the parallel coordinates do and the
+            others show the best ten. More bars, curves and pictures can hardly be read.
     """
 
     query: str
     objectives: Mapping[str, str]
     parameters: Sequence[str]
     common: Collection[str]
+    all_visible: bool = False
 
     @property
     def metrics(self) -> list[str]:
@@ -89,14 +93,15 @@ def save(client: MlflowClient, experiment_id: str, sweeps: Sequence[Run]) -> Non
 def compare(client: MlflowClient, experiment_id: str, sweeps: Sequence[Run]) -> Comparison:
     """Return what a page shows of these sweeps, from what their runs recorded."""
     objectives: dict[str, str] = {}
-    parameters = ["sweep.name"] if len(sweeps) > 1 else []
+    several = len(sweeps) > 1
+    parameters = ["sweep.name"] if several else []
     for sweep in sweeps:
         objectives |= _objectives(sweep)
         parameters += json.loads(sweep.data.tags.get(PARAMETERS, "[]"))
     metric, direction = next(iter(objectives.items()))
     order = f"metrics.`{final_metric(metric)}` {'ASC' if direction == 'minimize' else 'DESC'}"
     queries = [trials_of(sweep.data.tags["sweep"]) for sweep in sweeps]
-    n = MAX_RUNS // len(sweeps)
+    n = min(MAX_EACH, MAX_RUNS // len(sweeps)) if several else MAX_RUNS
     runs = list(
         chain.from_iterable(
             islice(find_runs(client, [experiment_id], query, order=order, page_size=n), n)
@@ -107,10 +112,12 @@ def compare(client: MlflowClient, experiment_id: str, sweeps: Sequence[Run]) -> 
     recorded = [run.data.params.keys() for run in runs]
     return Comparison(
         # MLflow knows neither OR nor IN for tags
-        query=queries[0] if len(sweeps) == 1 else f"attributes.run_id IN ({ids})",
+        query=f"attributes.run_id IN ({ids})" if several else queries[0],
         objectives=objectives,
         parameters=list(dict.fromkeys(parameters)),
         common={name for name in parameters if all(name in params for params in recorded)},
+        # a Pareto front is not the first ten, and the best ten can all be of one sweep
+        all_visible=several or len(objectives) > 1,
     )
 
 
@@ -167,15 +174,12 @@ def state(comparison: Comparison) -> dict[str, Any]:
     ]
     metrics = [*comparison.metrics, TEST, SECONDS, SIZE]
     columns = [f"metrics.`{name}`" for name in dict.fromkeys(metrics)]
-    several = len(comparison.objectives) > 1
     return {
         "searchFilter": comparison.query,
         "orderByKey": columns[0],
         "orderByAsc": next(iter(comparison.objectives.values())) == "minimize",
         "selectedColumns": [*columns, *(f"params.`{name}`" for name in comparison.parameters)],
-        # The best ten: more bars, curves and pictures cannot be read. The parallel coordinates
-        # show all runs. The front of several objectives is not the first ten.
-        "runsHiddenMode": "SHOW_ALL" if several else "FIRST_10_RUNS",
+        "runsHiddenMode": "SHOW_ALL" if comparison.all_visible else "FIRST_10_RUNS",
         "hideEmptyCharts": True,
         "isAccordionReordered": True,  # keeps the order of the sections
         "compareRunSections": sections,

@@ -15,7 +15,7 @@ from mnist_sweep.tracking.run import prepare, start_run, store_uri, sweep_run
 
 SEARCHED = ["optimizer.lr", "model", "model.dropout"]
 ONE = view.Comparison("q", {"val/accuracy": "maximize"}, SEARCHED, {"optimizer.lr", "model"})
-TWO = view.Comparison("q", {"val/loss": "minimize", "fit_s": "minimize"}, ["seed"], {"seed"})
+TWO = view.Comparison("q", {"val/loss": "minimize", "fit_s": "minimize"}, ["seed"], {"seed"}, True)
 
 
 def charts(comparison: view.Comparison, section: str = "") -> list[dict[str, Any]]:
@@ -48,7 +48,7 @@ def test_first_section_has_the_parameters_the_most_important_and_the_best() -> N
     assert view.state(ONE)["runsHiddenMode"] == "FIRST_10_RUNS"
 
 
-def test_two_objectives_are_drawn_against_each_other_for_all_runs() -> None:
+def test_two_objectives_are_drawn_against_each_other() -> None:
     parallel, front, *_ = charts(TWO, "What was searched")
     assert parallel["selectedMetrics"] == ["best/val/loss", "fit_s"]
     assert (front["xaxis"]["key"], front["yaxis"]["key"]) == ("fit_s", "best/val/loss")
@@ -129,6 +129,17 @@ def test_page_of_two_sweeps_has_their_trials_and_both_spaces(experiment: tuple[s
 def test_page_of_a_sweep_without_trials(experiment: tuple[str, str]) -> None:
     view.save(MlflowClient(experiment[0]), experiment[1], [record(experiment, "s", ["lr"])])
     assert saved(experiment, "s")["compareRunCharts"][0]["selectedParams"] == ["lr"]
+
+
+def test_all_runs_are_visible_where_the_best_ten_would_mislead(experiment: tuple[str, str]) -> None:
+    both = json.dumps({"val/accuracy": "maximize", "fit_s": "minimize"})
+    sweeps = [record(experiment, name, []) for name in ("one", "two")]
+    with sweep_run(*experiment, "front", {view.OBJECTIVES: both}) as front:
+        pass
+    client = MlflowClient(experiment[0])
+    summaries = ([sweeps[0]], sweeps, [client.get_run(front.run_id)])
+    shown = [view.compare(client, experiment[1], runs).all_visible for runs in summaries]
+    assert shown == [False, True, True]
 
 
 def test_several_sweeps_without_trials_match_no_run(experiment: tuple[str, str]) -> None:
