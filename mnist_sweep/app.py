@@ -24,6 +24,7 @@ from mnist_sweep.sweep import Trial, current_trial
 from mnist_sweep.sweep.config import OWN_KEYS
 from mnist_sweep.tools.command import TOOLS, list_tools, run_tool
 from mnist_sweep.tracking.factory import make_tracker
+from mnist_sweep.tracking.names import run_name
 
 # By default Python collects cyclic garbage every 700 objects, a fifth of the time of the imports to come.
 gc.set_threshold(10_000)
@@ -60,9 +61,15 @@ def _train(cfg: DictConfig, trial: Trial) -> float:
     if trial.resume_from is not None:
         cfg.trainer.resume = str(trial.resume_from)
     directory = Path(hydra_config.runtime.output_dir)
+    choices = {
+        group: str(choice)
+        for group, choice in hydra_config.runtime.choices.items()
+        if group in cfg and group != "tracking"
+    }
     tracker = make_tracker(
         cfg,
-        model=str(hydra_config.runtime.choices.get("model")),
+        name=run_name(trial, choices["model"]),
+        choices=choices,
         overrides=list(hydra_config.overrides.task),
         directory=directory,
         trial=trial,

@@ -111,7 +111,7 @@ def draw_pictures(details: RunDetails) -> list[Picture]:
     pictures = []
     for (number, run), test in zip(details.runs.items(), predictions.test, strict=True):
         matrix = metrics.confusion_matrix(test.argmax(1), predictions.test_labels, n_classes)
-        title = figures.confusion_title(matrix, f"trial {number}, {run.info.run_name}")
+        title = figures.confusion_title(matrix, f"trial {number}, {run.data.tags['model']}")
         figure = figures.confusion_matrix(matrix, classes, title)
         pictures.append(Picture(f"confusion_matrix_{number}", title, figure))
     if len(details.runs) > 1:

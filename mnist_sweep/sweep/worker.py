@@ -266,6 +266,7 @@ class Worker:
                 trial.set_user_attr(storage.WORKER, processes.process_identity())
                 trial.set_user_attr(storage.INVOCATION, plan.invocation)
                 config = self._compose(trial)
+                handle.params = trial.params  # known now
                 if config is None:
                     trial.set_user_attr(storage.REPLACED, storage.DUPLICATE)
                     study.tell(trial, state=TrialState.FAIL)

@@ -52,7 +52,7 @@ TOOLS = {
     "ensemble": Tool("ensemble", schemas.EnsembleConfig, "sweep=NAME | runs=ID,ID [key=value ...]"),
     "data": Tool("data", schemas.CheckDataConfig, "[data=DATASET] [key=value ...]", "config"),
     "report": Tool("report", schemas.ReportConfig, "[sweep=NAME] [key=value ...]"),
-    "ui": Tool("ui", schemas.UiConfig),
+    "ui": Tool("ui", schemas.UiConfig, "[sweep=NAME,NAME] [key=value ...]"),
 }
 ALIASES = {"source": "model"}  # {setting: its name on the command line}; `model` is a config group
 

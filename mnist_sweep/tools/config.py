@@ -148,9 +148,10 @@ class ReportConfig(StoreConfig):
 class UiConfig:
     """Start MLflow's UI.
 
-    Prints links to all runs, to the last sweep and to its best runs. It runs until Ctrl-C.
+    Prints links to all runs and to the comparison of a sweep, or of several. It runs until Ctrl-C.
     """
 
+    sweep: list[str] = setting([], "names of the sweeps to compare, e.g. a,b; by default the last")
     port: int = setting(UI_PORT, "port to serve on, if it is free")
     dashboard: bool = setting(False, "also start optuna-dashboard")
     store: str = setting(STORE, "folder of all runs")

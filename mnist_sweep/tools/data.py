@@ -40,7 +40,12 @@ def run(cfg: DictConfig, overrides: Sequence[str]) -> None:
     write(directory)
     log.info("figures: %s", directory)
     tracker = make_tracker(
-        cfg, model=f"data {data.name}", overrides=overrides, directory=directory, trial=Trial()
+        cfg,
+        name=f"data {data.name}",
+        choices={},
+        overrides=overrides,
+        directory=directory,
+        trial=Trial(),
     )
     tags = {"kind": "data", "data": data.name, "data.sha256": data.digest}
     tags["device"] = describe(torch.device("cpu"))

@@ -22,7 +22,6 @@ from mnist_sweep.tracking.run import store_uri
 STOP_S = 10  # how long a server may take to stop before it is killed
 DASHBOARD_PORT = 8080
 MAX_PORT = 65535
-N_BEST = 5  # trials of the last sweep to compare
 
 
 def run(cfg: DictConfig, _overrides: Sequence[str]) -> None:
@@ -37,8 +36,9 @@ def run(cfg: DictConfig, _overrides: Sequence[str]) -> None:
     servers = []
     try:
         port = find_free_port(cfg.port)
+        pages = links.ui_links(store_uri(None, str(store)), port, list(cfg.sweep))
         servers.append(_start(_mlflow_command(store, port)))
-        for title, url in links.ui_links(store_uri(None, str(store)), port, N_BEST).items():
+        for title, url in pages.items():
             print(f"{title}: {url}", flush=True)
         if cfg.dashboard:
             port = find_free_port(DASHBOARD_PORT)

@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
@@ -145,19 +144,28 @@ def last_sweep(client: MlflowClient, experiment_ids: Sequence[str]) -> Run | Non
     return next(find_runs(client, experiment_ids, "tags.kind = 'sweep'", page_size=1), None)
 
 
-def best_trials(client: MlflowClient, sweep: Run, n: int) -> list[str]:
-    """Return the run ids of the `n` best finished trials, by the objective in the sweep's summary run."""
-    metric = next((name for name in sweep.data.metrics if name.startswith("best/")), None)
-    if metric is None:
-        return []
-    direction = "ASC" if metric.endswith("loss") else "DESC"
-    query = (
-        f"{tag_is('sweep', sweep.data.tags['sweep'])} AND {IS_TRIAL} AND {FINISHED} "
-        f"AND metrics.`{metric}` > -1"
-    )
-    experiments, order = [sweep.info.experiment_id], f"metrics.`{metric}` {direction}"
-    runs = find_runs(client, experiments, query, order=order, page_size=n)
-    return [run.info.run_id for run in islice(runs, n)]
+def sweeps(client: MlflowClient, experiment_ids: Sequence[str], names: Sequence[str]) -> list[Run]:
+    """Return the summary runs of these sweeps; by default that of the last sweep, if there is one.
+
+    Raises:
+        UserError: there is no such sweep, or the sweeps are in several experiments.
+    """
+    last = last_sweep(client, experiment_ids)
+    if not names:
+        return [last] if last else []
+    found = []
+    for name in dict.fromkeys(names):
+        query = f"tags.kind = 'sweep' AND {tag_is('sweep', name)}"
+        run = next(find_runs(client, experiment_ids, query, page_size=1), None)
+        if run is None:
+            there = f"the last is {last.data.tags['sweep']}" if last else "there is none"
+            raise UserError(f"sweep={name}: no such sweep; {there}")
+        found.append(run)
+    if len({run.info.experiment_id for run in found}) > 1:
+        raise UserError(
+            f"sweep={','.join(names)}: expected sweeps of one experiment (tracking.experiment)"
+        )
+    return found
 
 
 def best_of_last_sweep(uri: str, models: Sequence[str]) -> dict[str, str]:

@@ -25,7 +25,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from mnist_sweep.common import processes
-from mnist_sweep.common.configs import flatten
 from mnist_sweep.common.errors import UserError, without_password
 from mnist_sweep.tracking import provenance
 from mnist_sweep.tracking.queries import check_server, find_runs, store_errors, tag_is
@@ -115,6 +114,10 @@ class MlflowRun(Tracker):
             write(Path(folder))
             retried(partial(self.client.log_artifacts, self.run_id, folder))
 
+    def log_image(self, key: str, image: NDArray[np.uint8]) -> None:
+        # at the same step in all runs, because MLflow's UI shows the pictures of one step
+        retried(partial(self.client.log_image, self.run_id, image, key=key, step=0))
+
     def log_model(
         self,
         model: nn.Module,
@@ -162,10 +165,18 @@ class MlflowTracker(MlflowRun):
         cfg: the whole configuration; `tracking` and `store` in it say where the run goes.
         run_name: the run's name in MLflow.
         tags: tags of the run that are known before it opens.
+        params: parameters of the run: the settings of `cfg`, and what reads better.
     """
 
-    def __init__(self, cfg: DictConfig, *, run_name: str, tags: Mapping[str, str]) -> None:
-        self.cfg, self.run_name, self.tags = cfg, run_name, tags
+    def __init__(
+        self,
+        cfg: DictConfig,
+        *,
+        run_name: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, str],
+    ) -> None:
+        self.cfg, self.run_name, self.tags, self.params = cfg, run_name, tags, params
 
     @contextmanager
     def run(self, tags: Mapping[str, str]) -> Iterator[None]:
@@ -178,8 +189,9 @@ class MlflowTracker(MlflowRun):
             **{name: without_password(value) for name, value in self.tags.items()},
             **tags,
         }
-        params = flatten(self.cfg)
-        with start_run(uri, experiment_id, name=self.run_name, tags=tags, params=params) as run:
+        with start_run(
+            uri, experiment_id, name=self.run_name, tags=tags, params=self.params
+        ) as run:
             self.client, self.run_id = run.client, run.run_id
             self.log_artifacts(self._write_inputs)
             yield

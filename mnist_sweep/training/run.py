@@ -22,7 +22,7 @@ from mnist_sweep.common.errors import UserError
 from mnist_sweep.data.augment import build_augment
 from mnist_sweep.data.dataset import Dataset, load_dataset, to_float
 from mnist_sweep.sweep.trial import Trial
-from mnist_sweep.tracking.tracker import Tracker
+from mnist_sweep.tracking.tracker import CONFUSION_MATRIX, Tracker
 from mnist_sweep.training.config import EPOCH_METRICS
 from mnist_sweep.training.device import autocast_dtype, describe, pick_device
 from mnist_sweep.training.saved_model import SavedModel
@@ -68,10 +68,12 @@ def train(cfg: DictConfig, directory: Path, tracker: Tracker, trial: Trial) -> f
             summary |= {"test/loss": test.loss, "test/accuracy": test.accuracy}
             selection = cfg.tracking.figures or ("all" if trial.number is None else "few")
             tracker.log_artifacts(lambda path: write_results(path, trainer, val, test, selection))
+            if selection != "none":
+                log_confusion_matrix(tracker, data, test)
             if cfg.tracking.log_model:
                 log_model(tracker, cfg, model.cpu().eval(), data)
         summary["run_s"] = time.monotonic() - started
-        tracker.log_metrics(summary, step=state.epoch)
+        tracker.log_metrics(summary, step=0)  # MLflow draws one value at a later step as a dot
         trial.finish({**best, **summary})  # a sweep names its objectives without best/
     log_result(state, summary)
     return best[cfg.objective]
@@ -200,6 +202,16 @@ def log_result(state: State, summary: Mapping[str, float]) -> None:
         return
     test = f"test {100 * summary['test/accuracy']:.2f} % (loss {summary['test/loss']:.4f})"
     log.info("%s, %s, %.1f s", best, test, summary["run_s"])
+
+
+def log_confusion_matrix(tracker: Tracker, data: Dataset, test: Evaluation) -> None:
+    """Record a picture of the confusion matrix that can be seen beside those of other runs."""
+    from mnist_sweep.analysis import figures  # imports matplotlib
+
+    predicted, labels = test.probabilities.argmax(1), data.test.labels.cpu().numpy()
+    matrix = metrics.confusion_matrix(predicted, labels, len(data.classes))
+    figure = figures.small_confusion_matrix(matrix, data.classes)
+    tracker.log_image(CONFUSION_MATRIX, figures.to_pixels(figure))
 
 
 def write_results(

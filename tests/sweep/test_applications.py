@@ -47,6 +47,12 @@ def test_printed_command_names_the_users_script(script: Path) -> None:
     assert "train it again: python plain.py store=. x=2" in done.stdout
 
 
+def test_task_knows_what_varies(script: Path) -> None:
+    assert run_script(script, "x=1,2", "sweep.name=known").returncode == 0
+    summaries = [trial.user_attrs["summary"] for trial in engine.trials(script.parent, "known")]
+    assert summaries == [{"number": 0, "x": 1}, {"number": 1, "x": 2}]
+
+
 def test_script_prunes_by_what_it_reports(script: Path) -> None:
     pruner = "+sweep.pruner={_target_: optuna.pruners.ThresholdPruner, lower: 2}"
     done = run_script(script, "x=1,2", "sweep.name=pruned", pruner)

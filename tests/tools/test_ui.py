@@ -10,6 +10,7 @@ import pytest
 
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.tools.ui import find_free_port
+from mnist_sweep.tracking.run import prepare, store_uri
 from tests.helpers import engine
 from tests.helpers.cli import SMALL, free_port, succeed, tool
 from tests.helpers.servers import answers, ui
@@ -36,6 +37,13 @@ def test_port_that_does_not_exist_is_an_error(port: str, store: Path) -> None:
     done = tool("ui", f"port={port}", store=store)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: port={port}: expected 0 to 65535\n"
+
+
+def test_sweep_that_does_not_exist_is_an_error(store: Path) -> None:
+    prepare(store_uri(None, str(store)), str(store), "mnist_sweep")
+    done = tool("ui", "sweep=a,b", "port=0", store=store)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: sweep=a: no such sweep; there is none\n"
 
 
 def test_ui_without_runs_is_an_error(fresh: Path) -> None:

@@ -21,7 +21,8 @@ from mnist_sweep.data.sources import embedded_mnist
 from mnist_sweep.report import page
 from mnist_sweep.sweep.study import create_study, get_trials, storage_url
 from mnist_sweep.tools import trained_model
-from mnist_sweep.tracking import queries
+from mnist_sweep.tracking import queries, view
+from mnist_sweep.tracking.links import ui_links
 from mnist_sweep.tracking.run import store_uri
 from tests.helpers.cli import ROOT, cli
 
@@ -88,6 +89,12 @@ def test_sweep_has_a_report(store: Path, uri: str, tmp_path: Path) -> None:
     assert '<a id="runs" href="http://127.0.0.1:5000/#/experiments/1/runs' in text
     assert 'id="learning_curves"' in text
     assert (tmp_path / "confusion_matrix_0.png").exists()
+
+
+def test_sweep_has_a_composed_comparison(uri: str) -> None:
+    url = ui_links(uri, 5000, [])["sweep old"]
+    key = url.partition("viewStateShareKey=")[2]
+    assert view.TAG + key in MlflowClient(uri).get_experiment("1").tags
 
 
 def test_runs_of_the_sweep_are_found(uri: str) -> None:

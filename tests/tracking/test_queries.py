@@ -68,12 +68,32 @@ def test_missing_store_is_not_created(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_best_trials_follow_the_direction_of_the_objective(opened: tuple[str, str]) -> None:
+def test_sweeps_are_found_by_name_and_by_default_the_last(opened: tuple[str, str]) -> None:
     uri, experiment_id = opened
-    losses = {record(opened, {"best/val/loss": x}, sweep="s", trial=str(x)): x for x in (3, 1, 2)}
-    record(opened, {"best/val/loss": 1.0}, kind="sweep", sweep="s")
-    sweep = queries.last_sweep(MlflowClient(uri), [experiment_id])
-    assert [losses[i] for i in queries.best_trials(MlflowClient(uri), sweep, 2)] == [1, 2]
+    client, ids = MlflowClient(uri), [experiment_id]
+    assert queries.sweeps(client, ids, []) == []
+    for name in ("a", "b", "c"):
+        record(opened, {}, kind="sweep", sweep=name)
+    record(opened, {}, sweep="d", trial="0")
+
+    def names(*wanted: str) -> list[str]:
+        return [run.data.tags["sweep"] for run in queries.sweeps(client, ids, wanted)]
+
+    assert names() == ["c"]
+    assert names("b", "a", "b") == ["b", "a"]
+    with pytest.raises(UserError, match="sweep=d: no such sweep; the last is c"):
+        names("a", "d")
+
+
+def test_sweeps_of_two_experiments_have_no_common_page(
+    store: Path, opened: tuple[str, str]
+) -> None:
+    uri, experiment_id = opened
+    other = prepare(uri, str(store), "other")
+    record(opened, {}, kind="sweep", sweep="a")
+    record((uri, other), {}, kind="sweep", sweep="b")
+    with pytest.raises(UserError, match="sweep=a,b: expected sweeps of one experiment"):
+        queries.sweeps(MlflowClient(uri), [experiment_id, other], ["a", "b"])
 
 
 @pytest.mark.parametrize("is_own", [True, False])

@@ -1,6 +1,7 @@
 """The record of a run in MLflow, read by other processes."""
 
 import csv
+import re
 import socket
 import subprocess
 import sys
@@ -56,6 +57,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def test_run_records_the_resolved_configuration(finished: Finished) -> None:
     params = finished.run.data.params
     assert params["seed"] == "3"
+    choices = [params[group] for group in ("model", "optimizer", "scheduler", "data")]
+    assert choices == ["simple", "adam", "none", "mnist5k"]
     assert params["data.split_seed"] == "3"  # resolved
     assert params["model.stages"] == "[[32], [64]]"
     assert params["trainer.early_stopping.patience"] == "5"
@@ -85,7 +88,7 @@ def test_run_records_every_metric_of_every_epoch(finished: Finished) -> None:
 def test_run_records_its_code_packages_and_device(finished: Finished) -> None:
     run = finished.run
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "simple"
+    assert re.fullmatch(r"simple \d{4}-\d\d-\d\d \d\d:\d\d", run.info.run_name)
     commit = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
     head = subprocess.run(commit, capture_output=True, text=True, check=False).stdout.strip()
     assert run.data.tags["git.commit"] in (head, "none")
@@ -118,6 +121,13 @@ def test_predictions_agree_with_the_metrics_and_the_matrix(finished: Finished) -
     assert header[1:] == [str(i) for i in range(10)]
     assert np.trace(counts) == correct.sum()
     assert counts.sum(1).tolist() == np.bincount(labels).tolist()
+
+
+def test_confusion_matrix_is_a_picture_beside_those_of_other_runs(finished: Finished) -> None:
+    assert finished.run.data.tags["mlflow.loggedImages"] == "True"
+    names = [path.name for path in (finished.artifacts / "images").iterdir()]
+    assert {name.split("+timestamp")[0] for name in names} == {"confusion_matrix+step+0"}
+    assert sorted(Path(name).suffix for name in names) == [".png", ".webp"]
 
 
 FIGURES = ("confusion_matrix", "learning_curves", "mistakes", "prediction", "predictions")
