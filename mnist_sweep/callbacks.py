@@ -1,6 +1,7 @@
 """What this application does around a run and before a sweep, as Hydra callbacks."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,11 +9,28 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from mnist_sweep import config as configuration
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.secrets import check_settings, check_url
 from mnist_sweep.sweep import Sweep, SweepCallback
 from mnist_sweep.sweep.hydra_internals import job_error
 
 if TYPE_CHECKING:
     from mnist_sweep.sweep.callback import Study
+
+
+class RefuseSecrets(Callback):
+    """Ends a command whose settings spell out a secret, before Hydra records the settings."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        try:
+            check_settings(config)
+            check_url(config, "tracking.uri")
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)  # Hydra turns other exceptions of a callback into warnings
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        self.on_run_start(config)
 
 
 class DiscardFailedStart(Callback):

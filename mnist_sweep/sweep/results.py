@@ -14,7 +14,6 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_sweep.common.configs import is_under
-from mnist_sweep.common.errors import without_password
 from mnist_sweep.common.program import program
 from mnist_sweep.sweep import study as storage
 from mnist_sweep.sweep.config import OWN_KEYS
@@ -92,7 +91,7 @@ class About:
         changed = {override.partition("=")[0] for override in more}
         overrides = [*self.fixed, *(f"{name}={value}" for name, value in params.items())]
         kept = [
-            without_password(override)  # a report is passed on to others
+            override
             for override in overrides
             if (key := override.partition("=")[0]) not in changed and not is_under(key, OWN_KEYS)
         ]

@@ -25,7 +25,8 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from mnist_sweep.common import processes
 from mnist_sweep.common.configs import is_under
-from mnist_sweep.common.errors import UserError, without_password
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.secrets import mask_in, mask_url
 from mnist_sweep.sweep import optuna_internals
 from mnist_sweep.sweep.config import OWN_KEYS
 
@@ -88,7 +89,7 @@ def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
     """
     if url.startswith("journal"):
         raise UserError(
-            f"sweep.storage={url}: a journal file with a torn last line cannot be read again; "
+            f"sweep.storage={mask_url(url)}: a journal file with a torn last line cannot be read again; "
             "expected sqlite:///file or postgresql://..."
         )
     arguments = {"timeout": LOCK_TIMEOUT_S} if url.startswith("sqlite") else {}
@@ -103,13 +104,12 @@ def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
         )
     except ImportError as error:
         raise UserError(
-            f"sweep.storage={without_password(url)} needs a database driver that is not installed; "
+            f"sweep.storage={mask_url(url)} needs a database driver that is not installed; "
             "for postgresql://: pip install 'psycopg[binary]'"
         ) from error
     except (SQLAlchemyError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        shown = without_password(url)
-        raise UserError(f"sweep.storage={shown} cannot be opened: {reason}") from error
+        reason = mask_in(str(error).splitlines()[0], url)
+        raise UserError(f"sweep.storage={mask_url(url)} cannot be opened: {reason}") from error
 
 
 def create_study(url: str, grace_s: int, name: str, directions: list[Any]) -> optuna.Study:
