@@ -41,7 +41,9 @@ def _parse(override: str) -> Override:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether Hydra reads a text without quotes as the same text."""
+    """Whether Hydra reads a text without quotes as the same text, also if a comma follows."""
+    if text.endswith("\\"):
+        return False
     try:
         override = _parse(f"x={text}")
     except HydraException:

@@ -95,7 +95,7 @@ def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
     arguments = {"timeout": LOCK_TIMEOUT_S} if url.startswith("sqlite") else {}
     try:
         return ExactStorage(
-            url,
+            url.replace("{", "{{").replace("}", "}}"),  # Optuna takes the URL for a template
             engine_kwargs={"connect_args": arguments},
             heartbeat_interval=max(1, grace_s // 4),
             grace_period=grace_s,
