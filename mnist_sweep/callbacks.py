@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from omegaconf import DictConfig
 
 from mnist_sweep import config as configuration
 from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.files import make_folder
 from mnist_sweep.common.secrets import check_settings, check_url
 from mnist_sweep.sweep import Sweep, SweepCallback
 from mnist_sweep.sweep.hydra_internals import job_error
@@ -34,12 +36,14 @@ class RefuseSecrets(Callback):
 
 
 class DiscardFailedStart(Callback):
-    """Removes the output directory of a run that exits with code 2 before it trains."""
+    """Makes the output directory of a run, and removes it if the run exits with code 2 before training."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         directory = Path(config.hydra.run.dir).absolute()
         self.directory = directory
         self.created = [p for p in (directory, *directory.parents) if not p.exists()]
+        with suppress(OSError):  # Hydra itself fails next, with an error instead of a warning
+            make_folder(directory)
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         error = job_error(kwargs["job_return"])

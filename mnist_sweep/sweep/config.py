@@ -34,7 +34,7 @@ class SweepConfig:
     retries: int = 2  # of a trial whose process died
     grace_s: int = 60  # heartbeat timeout, in seconds
     trial_timeout_s: float | None = None  # seconds after which a trial is stopped and FAILs
-    storage: str | None = None  # database URL; null: SQLite under `store`
+    storage: str | None = None  # database URL without a password; null: SQLite under `store`
     top_k: int | None = None  # keep only the models of the best k trials; null: keep all
     extend: bool = False  # accept another search space under the same name
     dry_run: bool = False  # preview the trials, run nothing

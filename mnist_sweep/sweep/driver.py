@@ -24,6 +24,7 @@ from optuna.trial import TrialState
 
 from mnist_sweep.common import processes, signals
 from mnist_sweep.common.errors import UserError, did_you_mean
+from mnist_sweep.common.files import make_folder
 from mnist_sweep.common.program import command_line
 from mnist_sweep.common.secrets import check_url
 from mnist_sweep.sweep import display, hydra_internals, samplers
@@ -105,6 +106,7 @@ def sweep(
         link = info.links.get(COMPARE, "")
         columns = dict(settings.columns)
         About(metrics, space.fixed, str(plan.directory), link, columns).save(study)
+        make_folder(plan.directory)
         _copy_config(plan, hydra_internals.config_directory(loader))
         own_loader = hydra_internals.relocated(loader, plan.directory / "conf")
         _run(study, plan, Worker(plan, task, hydra_context, own_loader, config))

@@ -26,6 +26,7 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 from mnist_sweep.common import processes
 from mnist_sweep.common.configs import is_under
 from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.files import make_database, make_folder
 from mnist_sweep.common.secrets import mask_in, mask_url
 from mnist_sweep.sweep import optuna_internals
 from mnist_sweep.sweep.config import OWN_KEYS
@@ -78,7 +79,9 @@ def storage_url(url: str | None, store: str) -> str:
 
 
 def sqlite_path(url: str) -> Path | None:
-    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
+    """The file of an SQLite database, None for a server."""
+    file = url.removeprefix("sqlite:///").partition("?")[0]
+    return Path(file) if url.startswith("sqlite:///") else None
 
 
 def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
@@ -122,9 +125,10 @@ def create_study(url: str, grace_s: int, name: str, directions: list[Any]) -> op
     if path is None:
         storage = _open_on_server(url, grace_s)
     else:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         # two processes that create the tables of an SQLite file at once would corrupt it
         with FileLock(path.with_suffix(".lock"), timeout=LOCK_TIMEOUT_S):
+            make_database(path)
             storage = open_storage(url, grace_s, create=True)
     study = optuna.create_study(
         storage=storage, study_name=name, directions=directions, load_if_exists=True

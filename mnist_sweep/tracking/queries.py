@@ -11,7 +11,6 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 import mlflow
-import requests
 from mlflow import MlflowClient
 from mlflow.entities import Run as Run
 from mlflow.exceptions import MlflowException
@@ -56,22 +55,24 @@ def check_server(uri: str) -> None:
     """Raise UserError if `uri` names a server that does not answer. MLflow would try for minutes."""
     if not uri.startswith(("http://", "https://")):
         return
+    # with the user's credentials, because a proxy in front of the server may want them
+    credentials, limits = get_default_host_creds(uri), {"timeout": PROBE_TIMEOUT_S}
     try:
-        # with the user's credentials, as a proxy in front of the server may want them
-        credentials, limits = get_default_host_creds(uri), {"timeout": PROBE_TIMEOUT_S}
         answer = http_request(credentials, "/health", "GET", max_retries=0, **limits)
-        answer.raise_for_status()
-    except (MlflowException, requests.RequestException) as error:
-        refused = isinstance(error, requests.HTTPError) and answer.status_code in (401, 403)
-        if refused:
-            raise UserError(
-                f"tracking.uri={uri} refuses these credentials ({answer.status_code} {answer.reason}); set "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-            ) from error
+    except MlflowException as error:
         raise UserError(
-            f"no MLflow server answers at tracking.uri={mask_url(uri)}; start it, remove tracking.uri to "
-            "record under store, or use tracking=none"
+            f"no MLflow server answers at tracking.uri={uri} within {PROBE_TIMEOUT_S} s; start it, remove "
+            "tracking.uri to record under store, or use tracking=none"
         ) from error
+    if answer.status_code in (401, 403):
+        raise UserError(
+            f"tracking.uri={uri} refuses these credentials ({answer.status_code} {answer.reason}); set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+    if not answer.ok:
+        raise UserError(
+            f"tracking.uri={uri}: expected an MLflow server; it answers {answer.status_code} {answer.reason}"
+        )
 
 
 @contextmanager

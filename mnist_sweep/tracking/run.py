@@ -29,6 +29,7 @@ from torch import nn
 from mnist_sweep.common import processes
 from mnist_sweep.common.configs import flatten
 from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.files import make_database, make_folder
 from mnist_sweep.common.secrets import mask_in, mask_url, masked
 from mnist_sweep.tracking import provenance
 from mnist_sweep.tracking.queries import check_server, find_runs, store_errors, tag_is
@@ -79,8 +80,11 @@ def prepare(uri: str, store: str, experiment: str) -> str:
     check_server(uri)
     folder = Path(store).resolve()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with store_errors(uri), FileLock(folder / "mlflow.lock", timeout=RETRY_FOR_S):
+            if uri == store_uri(None, store):
+                make_database(folder / "mlflow.db")
+                make_folder(folder / "artifacts")
             mlflow.set_tracking_uri(uri)
             client = MlflowClient(uri)
             if uri.startswith("sqlite:") and client.get_experiment_by_name(experiment) is None:
