@@ -56,9 +56,10 @@ def check_server(uri: str) -> None:
     if not uri.startswith(("http://", "https://")):
         return
     # with the user's credentials, because a proxy in front of the server may want them
-    credentials, limits = get_default_host_creds(uri), {"timeout": PROBE_TIMEOUT_S}
+    credentials = get_default_host_creds(uri)  # type: ignore[no-untyped-call]
+    limits = {"max_retries": 0, "timeout": PROBE_TIMEOUT_S}
     try:
-        answer = http_request(credentials, "/health", "GET", max_retries=0, **limits)
+        answer = http_request(credentials, "/health", "GET", **limits)  # type: ignore[no-untyped-call]
     except MlflowException as error:
         raise UserError(
             f"no MLflow server answers at tracking.uri={uri} within {PROBE_TIMEOUT_S} s; start it, remove "
@@ -71,7 +72,7 @@ def check_server(uri: str) -> None:
         )
     if not answer.ok:
         raise UserError(
-            f"tracking.uri={uri}: expected an MLflow server; it answers {answer.status_code} {answer.reason}"
+            f"tracking.uri={uri} answers {answer.status_code} {answer.reason}: expected an MLflow server"
         )
 
 
