@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from mnist_sweep import config as configuration
+from mnist_sweep.common.config_errors import explain
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.common.files import make_folder
 from mnist_sweep.common.secrets import check_settings, check_url
@@ -27,8 +29,8 @@ class RefuseSecrets(Callback):
         try:
             check_settings(config)
             check_url(config, "tracking.uri")
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+        except (UserError, OmegaConfBaseException) as error:  # a variable may be missing
+            print(f"error: {explain(error)}", file=sys.stderr)
             sys.exit(2)  # Hydra turns other exceptions of a callback into warnings
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
