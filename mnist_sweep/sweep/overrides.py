@@ -30,10 +30,13 @@ def choices(override: Override) -> list[str | int | float | bool]:
 
     Numbers and booleans stay as they are. All else is text for `from_text`.
     """
-    return [
-        value if isinstance(value, int | float) else to_text(value)
-        for value in override.sweep_iterator()
-    ]
+    stored: list[str | int | float | bool] = []
+    for value in override.sweep_iterator():
+        # Optuna takes 1, 1.0 and True for one choice, as Python does
+        is_confusable = any(value == other and repr(value) != repr(other) for other in stored)
+        is_number = isinstance(value, int | float) and not is_confusable
+        stored.append(value if is_number else to_text(value))  # type: ignore[arg-type]
+    return stored
 
 
 def _parse(override: str) -> Override:
