@@ -7,12 +7,13 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mnist_sweep import __version__, config
@@ -20,8 +21,10 @@ from mnist_sweep.common.config_errors import explain
 from mnist_sweep.common.configs import is_under
 from mnist_sweep.common.errors import UserError, did_you_mean
 from mnist_sweep.common.program import command_line, program
+from mnist_sweep.common.secrets import mask_url
 from mnist_sweep.sweep import Trial, current_trial
 from mnist_sweep.sweep.config import OWN_KEYS
+from mnist_sweep.sweep.overrides import to_text
 from mnist_sweep.tools.command import TOOLS, list_tools, run_tool
 from mnist_sweep.tracking.factory import make_tracker
 from mnist_sweep.tracking.names import run_name
@@ -54,7 +57,9 @@ def task(cfg: DictConfig) -> float:
 def _train(cfg: DictConfig, trial: Trial) -> float:
     """Supply what `train` needs and Hydra's global state holds."""
     hydra_config = HydraConfig.get()
-    _check_mode(hydra_config.mode, hydra_config.overrides.task)
+    # as written: an interpolation may resolve to a secret
+    overrides: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+    _check_mode(hydra_config.mode, overrides)
     config.check(cfg)
     from mnist_sweep.training.run import train  # imports torch: not for --help or a config error
 
@@ -70,7 +75,7 @@ def _train(cfg: DictConfig, trial: Trial) -> float:
         cfg,
         name=run_name(trial, choices["model"]),
         choices=choices,
-        overrides=list(hydra_config.overrides.task),
+        overrides=overrides,
         directory=directory,
         trial=trial,
     )
@@ -106,7 +111,9 @@ def _check_mode(mode: RunMode | None, overrides: Sequence[str]) -> None:
     """Raise UserError if a single run is given settings of a sweep, which would do nothing."""
     for override in overrides if mode is RunMode.RUN else ():
         if is_under(override.lstrip("+~").partition("=")[0], OWN_KEYS):
-            raise UserError(f"{override} configures a sweep, and this is a single run: add -m")
+            raise UserError(
+                f"{mask_url(override)} configures a sweep, and this is a single run: add -m"
+            )
 
 
 def _say_how_to_resume(directory: Path, trial: Trial) -> None:
@@ -114,7 +121,7 @@ def _say_how_to_resume(directory: Path, trial: Trial) -> None:
     from mnist_sweep.training.checkpoint import LAST
 
     if trial.number is None and (directory / LAST).exists():
-        resume = command_line(f"trainer.resume={directory}")
+        resume = command_line(f"trainer.resume={to_text(str(directory))}")
         print(f"interrupted; resume with:\n  {resume}", file=sys.stderr)
 
 

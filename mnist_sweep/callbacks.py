@@ -1,13 +1,20 @@
 """What this application does around a run and before a sweep, as Hydra callbacks."""
 
 import shutil
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from mnist_sweep import config as configuration
+from mnist_sweep.common.config_errors import explain
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.files import make_folder
+from mnist_sweep.common.secrets import check_settings, check_url
 from mnist_sweep.sweep import Sweep, SweepCallback
 from mnist_sweep.sweep.hydra_internals import job_error
 
@@ -15,13 +22,30 @@ if TYPE_CHECKING:
     from mnist_sweep.sweep.callback import Study
 
 
+class RefuseSecrets(Callback):
+    """Ends a command whose settings spell out a secret, before Hydra records the settings."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        try:
+            check_settings(config)
+            check_url(config, "tracking.uri")
+        except (UserError, OmegaConfBaseException) as error:  # a variable may be missing
+            print(f"error: {explain(error)}", file=sys.stderr)
+            sys.exit(2)  # Hydra turns other exceptions of a callback into warnings
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        self.on_run_start(config)
+
+
 class DiscardFailedStart(Callback):
-    """Removes the output directory of a run that exits with code 2 before it trains."""
+    """Makes the output directory of a run, and removes it if the run exits with code 2 before training."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         directory = Path(config.hydra.run.dir).absolute()
         self.directory = directory
         self.created = [p for p in (directory, *directory.parents) if not p.exists()]
+        with suppress(OSError):  # Hydra itself fails next, with an error instead of a warning
+            make_folder(directory)
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         error = job_error(kwargs["job_return"])

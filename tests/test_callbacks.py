@@ -27,6 +27,8 @@ BAD_INPUT = {
     "data=mnist5k trainer.resume=/nonexistent": "/nonexistent",
     "data=mnist5k tracking.uri=http://127.0.0.1:9": "tracking.uri=http://127.0.0.1:9",
     "data=mnist5k objective=accuracy": "objective=accuracy",
+    "tracking.uri=${oc.env:NO_SUCH_VARIABLE}": "NO_SUCH_VARIABLE",
+    "-m seed=0,1 sweep.storage=${oc.env:NO_SUCH_VARIABLE}": "NO_SUCH_VARIABLE",
     "search=tpe": "add -m",
     "pruner=asha": "add -m",
     "sweep.n_trials=3": "add -m",

@@ -4,6 +4,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from mnist_sweep.common.errors import did_you_mean
+from mnist_sweep.common.secrets import mask_url
 
 
 def explain(error: Exception) -> str:
@@ -14,9 +15,8 @@ def explain(error: Exception) -> str:
         options = ", ".join(error.options) or "none"
         return f"{group}={choice}: no such choice{hint}; there are {options}"
     if isinstance(error, OverrideParseException):
-        return (
-            f"{error.override}: cannot be parsed; put a value into quotes: 'key=\"it's, a value\"'"
-        )
+        shown = mask_url(error.override)
+        return f"{shown}: cannot be parsed; put a value into quotes: 'key=\"it's, a value\"'"
     cause = error.__cause__ or error
     message = str(error).strip().splitlines()[0] if str(error).strip() else ""
     if not isinstance(cause, OmegaConfBaseException):

@@ -2,7 +2,8 @@
 
 import optuna
 
-from mnist_sweep.common.errors import UserError, did_you_mean, without_password
+from mnist_sweep.common.errors import UserError, did_you_mean
+from mnist_sweep.common.secrets import mask_url
 from mnist_sweep.sweep import results
 from mnist_sweep.sweep.study import check_name, open_storage, sqlite_path
 
@@ -23,7 +24,7 @@ def load_study(url: str, name: str) -> optuna.Study:
     started = [s for s in summaries if s.datetime_start is not None]
     names = [s.study_name for s in sorted(started, key=lambda s: s.datetime_start)]  # type: ignore[arg-type, return-value]
     if not names:
-        raise UserError(f"{without_password(url)} contains no sweep; {SWEEP}")
+        raise UserError(f"{mask_url(url)} contains no sweep; {SWEEP}")
     chosen = names[-1] if name == "latest" else name
     if chosen not in names:
         raise UserError(

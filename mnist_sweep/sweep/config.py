@@ -34,7 +34,7 @@ class SweepConfig:
     retries: int = 2  # of a trial whose process died
     grace_s: int = 60  # heartbeat timeout, in seconds
     trial_timeout_s: float | None = None  # seconds after which a trial is stopped and FAILs
-    storage: str | None = None  # database URL; null: SQLite under `store`
+    storage: str | None = None  # database URL without a password; null: SQLite under `store`
     # let a sampler that keeps pickles in `storage` (CMA-ES) run code from it, as long as only people you
     # trust can write to it; the default storage needs no trust
     trust: bool = False

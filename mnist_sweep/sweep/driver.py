@@ -24,10 +24,13 @@ from optuna.trial import TrialState
 
 from mnist_sweep.common import processes, signals
 from mnist_sweep.common.errors import UserError, did_you_mean
+from mnist_sweep.common.files import make_folder
 from mnist_sweep.common.program import command_line
+from mnist_sweep.common.secrets import check_url
 from mnist_sweep.sweep import display, hydra_internals, samplers
 from mnist_sweep.sweep import study as storage
 from mnist_sweep.sweep.callback import Sweep, SweepCallback
+from mnist_sweep.sweep.overrides import from_text, to_text
 from mnist_sweep.sweep.results import COMPARE, About
 from mnist_sweep.sweep.space import Space, parse
 from mnist_sweep.sweep.study import get_trials
@@ -53,6 +56,7 @@ def sweep(
         SystemExit: 1 if a grid has holes or no trial completed; 130 or 143 if interrupted.
     """
     settings, loader = config.sweep, hydra_context.config_loader
+    check_url(config, "sweep.storage")
     if settings.name is not None:
         storage.check_name(settings.name)
     samplers.check(settings)
@@ -66,7 +70,7 @@ def sweep(
         settings.name = settings.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
     info = Sweep(
         name=settings.name,
-        directory=Path(config.hydra.sweep.dir).resolve(),
+        directory=_directory(config),
         config=config,
         example=example,
         parameters=list(space.distributions),
@@ -90,12 +94,11 @@ def sweep(
             invocation=uuid.uuid4().hex,
             failed_before=frozenset(t.number for t in get_trials(study) if storage.own_failure(t)),
             study_name=info.name,
-            storage_url=url,
             space=space,
             n_trials=len(grid) if grid is not None else settings.n_trials or DEFAULT_N_TRIALS,
             grid=grid,
             metrics=metrics,
-            settings=DictConfig(OmegaConf.to_container(settings, resolve=True)),
+            settings=_without_storage(settings),
             directory=info.directory,
             cwd=os.getcwd(),
             driver=processes.process_identity(),
@@ -104,6 +107,7 @@ def sweep(
         link = info.links.get(COMPARE, "")
         columns = dict(settings.columns)
         About(metrics, space.fixed, str(plan.directory), link, columns).save(study)
+        make_folder(plan.directory)
         _copy_config(plan, hydra_internals.config_directory(loader))
         own_loader = hydra_internals.relocated(loader, plan.directory / "conf")
         _run(study, plan, Worker(plan, task, hydra_context, own_loader, config))
@@ -111,12 +115,26 @@ def sweep(
     return _conclude(study, plan, info)
 
 
+def _without_storage(settings: DictConfig) -> DictConfig:
+    """Resolve the settings, but not the storage's URL, because launchers write the plan to files."""
+    resolved = OmegaConf.to_container(settings, resolve=True)
+    return OmegaConf.create({**resolved, "storage": None})  # type: ignore[dict-item]
+
+
+def _directory(config: DictConfig) -> Path:
+    """The sweep's directory. Raises UserError if Hydra would not write to it."""
+    directory = Path(config.hydra.sweep.dir).resolve()
+    if "${" in str(directory):  # Hydra would interpolate it
+        raise UserError(f"hydra.sweep.dir={directory}: expected a path without ${{")
+    return directory
+
+
 def _check_choices(space: Space, loader: ConfigLoader) -> None:
     """Raise UserError if a config group has no such choice."""
     for name, distribution in space.distributions.items():
         options = loader.get_group_options(name)
         for choice in getattr(distribution, "choices", ()) if options else ():
-            if choice not in options:
+            if from_text(str(choice)) not in options:
                 hint = did_you_mean(str(choice), options)
                 choices = ", ".join(options)
                 raise UserError(f"{name}={choice}: no such choice{hint}; there are {choices}")
@@ -190,10 +208,10 @@ def _slot(worker: Worker, index: int, n_jobs: int) -> tuple[str, ...]:
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
     return (
-        f"hydra.sweep.dir='{worker.plan.directory}'",
+        f"hydra.sweep.dir={to_text(str(worker.plan.directory))}",
         f"hydra.sweep.subdir=.workers/{index}",
         "hydra.output_subdir=null",
-        *(f"++hydra.job.env_set.{k}='{v}'" for k, v in environment.items()),
+        *(f"++hydra.job.env_set.{name}={to_text(value)}" for name, value in environment.items()),
     )
 
 

@@ -13,8 +13,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_sweep.common.configs import is_under
-from mnist_sweep.common.errors import without_password
 from mnist_sweep.common.program import program
+from mnist_sweep.common.secrets import mask_url
 from mnist_sweep.sweep import study as storage
 from mnist_sweep.sweep.config import OWN_KEYS
 from mnist_sweep.sweep.study import get_trials
@@ -92,7 +92,7 @@ class About:
         changed = {override.partition("=")[0] for override in more}
         overrides = [*self.fixed, *(f"{name}={value}" for name, value in params.items())]
         kept = [
-            without_password(override)  # a report is passed on to others
+            mask_url(override)  # studies of earlier versions may contain secrets
             for override in overrides
             if (key := override.partition("=")[0]) not in changed and not is_under(key, OWN_KEYS)
         ]

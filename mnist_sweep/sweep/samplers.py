@@ -12,7 +12,8 @@ from optuna.samplers import BaseSampler, CmaEsSampler, TPESampler
 from optuna.trial import FrozenTrial
 
 from mnist_sweep.common.build import bind, build, targets
-from mnist_sweep.common.errors import UserError, without_password
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.secrets import mask_url
 from mnist_sweep.sweep.optuna_internals import all_trials
 from mnist_sweep.sweep.study import DUPLICATE, REPLACED
 
@@ -53,7 +54,7 @@ def check(settings: DictConfig) -> None:
     for target in targets(settings.sampler):
         if isinstance(target, type) and issubclass(target, PICKLING):
             raise UserError(
-                f"sweep.storage={without_password(settings.storage)}: {target.__name__} keeps pickles "
+                f"sweep.storage={mask_url(settings.storage)}: {target.__name__} keeps pickles "
                 "in the database, and a pickle can run any code in every worker; set sweep.trust=true "
                 "if only people you trust can write to it, or remove sweep.storage"
             )

@@ -22,8 +22,10 @@ from optuna.distributions import (
 
 from mnist_sweep.common.configs import is_under
 from mnist_sweep.common.errors import UserError, did_you_mean
+from mnist_sweep.common.secrets import refuse_secret
 from mnist_sweep.sweep.config import OWN_KEYS
 from mnist_sweep.sweep.optuna_internals import suggest
+from mnist_sweep.sweep.overrides import choices, from_text
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Space:
     def _exists(self, name: str, drawn: Mapping[str, Any], config: DictConfig) -> bool:
         def current(key: str) -> str:
             if key in drawn:
-                return str(drawn[key])
+                value = drawn[key]
+                return str(from_text(value) if isinstance(value, str) else value)
             choice = config.hydra.runtime.choices.get(key)
             return str(choice if choice is not None else OmegaConf.select(config, key))
 
@@ -71,10 +74,10 @@ class Space:
     def grid(self, config: DictConfig) -> dict[str, dict[str, Any]]:
         """Every combination, keyed by its JSON; the last parameter varies fastest."""
         to_choices = OptunaSweeperImpl._to_grid_sampler_choices
-        choices = {name: to_choices(d) for name, d in self.distributions.items()}
+        axes = {name: to_choices(d) for name, d in self.distributions.items()}
         points: dict[str, dict[str, Any]] = {}
-        for values in itertools.product(*choices.values()):
-            point = dict(zip(choices, values, strict=True))
+        for values in itertools.product(*axes.values()):
+            point = dict(zip(axes, values, strict=True))
             kept = {name: v for name, v in point.items() if self._exists(name, point, config)}
             points.setdefault(json.dumps(kept, sort_keys=True), kept)
         return points
@@ -128,6 +131,11 @@ def parse(settings: DictConfig, arguments: list[str]) -> Space:
 
 
 def _distribution(override: Override) -> BaseDistribution:
+    if override.is_choice_sweep():
+        options = choices(override)
+        for option in options:
+            refuse_secret(override.get_key_element(), str(option))
+        return CategoricalDistribution(options)
     try:
         distribution = create_optuna_distribution_from_override(override)
     except (ValueError, NotImplementedError, AssertionError) as error:

@@ -26,7 +26,9 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from mnist_sweep.common import processes
 from mnist_sweep.common.configs import is_under
-from mnist_sweep.common.errors import UserError, without_password
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.files import make_database, make_folder
+from mnist_sweep.common.secrets import mask_in, mask_url
 from mnist_sweep.sweep import optuna_internals
 from mnist_sweep.sweep.config import OWN_KEYS
 
@@ -91,7 +93,9 @@ def storage_url(url: str | None, store: str) -> str:
 
 
 def sqlite_path(url: str) -> Path | None:
-    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
+    """The file of an SQLite database, None for a server."""
+    file = url.removeprefix("sqlite:///").partition("?")[0]
+    return Path(file) if url.startswith("sqlite:///") else None
 
 
 def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
@@ -102,13 +106,13 @@ def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
     """
     if url.startswith("journal"):
         raise UserError(
-            f"sweep.storage={url}: a journal file with a torn last line cannot be read again; "
+            f"sweep.storage={mask_url(url)}: a journal file with a torn last line cannot be read again; "
             "expected sqlite:///file or postgresql://..."
         )
     arguments = {"timeout": LOCK_TIMEOUT_S} if url.startswith("sqlite") else {}
     try:
         return ExactStorage(
-            url,
+            url.replace("{", "{{").replace("}", "}}"),  # Optuna takes the URL for a template
             engine_kwargs={"connect_args": arguments},
             heartbeat_interval=max(1, grace_s // 4),
             grace_period=grace_s,
@@ -117,13 +121,12 @@ def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
         )
     except ImportError as error:
         raise UserError(
-            f"sweep.storage={without_password(url)} needs a database driver that is not installed; "
+            f"sweep.storage={mask_url(url)} needs a database driver that is not installed; "
             "for postgresql://: pip install 'psycopg[binary]'"
         ) from error
     except (SQLAlchemyError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        shown = without_password(url)
-        raise UserError(f"sweep.storage={shown} cannot be opened: {reason}") from error
+        reason = mask_in(str(error).splitlines()[0], url)
+        raise UserError(f"sweep.storage={mask_url(url)} cannot be opened: {reason}") from error
 
 
 def create_study(url: str, grace_s: int, name: str, directions: list[Any]) -> optuna.Study:
@@ -136,9 +139,10 @@ def create_study(url: str, grace_s: int, name: str, directions: list[Any]) -> op
     if path is None:
         storage = _open_on_server(url, grace_s)
     else:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         # two processes that create the tables of an SQLite file at once would corrupt it
         with FileLock(path.with_suffix(".lock"), timeout=LOCK_TIMEOUT_S):
+            make_database(path)
             storage = open_storage(url, grace_s, create=True)
     study = optuna.create_study(
         storage=storage, study_name=name, directions=directions, load_if_exists=True

@@ -47,12 +47,11 @@ class Plan:
     # numbers of the trials that had failed before; comparing times would need synchronised clocks
     failed_before: frozenset[int]
     study_name: str
-    storage_url: str
     space: Space
     n_trials: int
     grid: dict[str, dict[str, Any]] | None  # points by their key
     metrics: list[str]  # a name for each objective
-    settings: DictConfig  # a SweepConfig
+    settings: DictConfig  # a SweepConfig, without `storage`
     directory: Path  # of the sweep, absolute
     cwd: str
     driver: dict[str, str]  # processes.process_identity() of the driver
@@ -211,9 +210,10 @@ class Worker:
         return n_run
 
     def _load_study(self) -> optuna.Study:
+        url = storage.storage_url(self.config.sweep.storage, self.config.store)
         return optuna.load_study(
             study_name=self.plan.study_name,
-            storage=storage.open_storage(self.plan.storage_url, self.plan.settings.grace_s),
+            storage=storage.open_storage(url, self.plan.settings.grace_s),
             sampler=samplers.make_sampler(self.plan.settings),
             pruner=samplers.make_pruner(self.plan.settings),
         )

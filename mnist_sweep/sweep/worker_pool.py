@@ -18,6 +18,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mnist_sweep.common import signals
+from mnist_sweep.common.files import make_folder
 from mnist_sweep.sweep.hydra_internals import job_error
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def run_workers(
     setup_globals()
     payload = cloudpickle.dumps((*job, Singleton.get_state()))
     log_dir = Path(OmegaConf.select(job[2], "hydra.sweep.dir")).resolve() / ".workers"
-    log_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(log_dir)
 
     def start(slot: int) -> BaseProcess:
         arguments = (payload, list(job_overrides[slot]), first_index + slot, log_dir)

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mnist_sweep import config
 from mnist_sweep.common.config_errors import explain
 from mnist_sweep.common.errors import UserError, did_you_mean
+from mnist_sweep.common.secrets import check_settings
 from mnist_sweep.tools import config as schemas
 
 
@@ -86,6 +87,7 @@ def run_tool(name: str, arguments: Sequence[str], program: Sequence[str]) -> Non
         shown = {ALIASES.get(str(k), str(k)): node for k, node in cfg.items_ex(resolve=False)}
         print(OmegaConf.to_yaml(shown), end="")
         return
+    check_settings(cfg)
     _log_to_stdout()
     module = importlib.import_module(f"mnist_sweep.tools.{tool.module}")
     module.run(cfg, overrides)

@@ -19,7 +19,8 @@ from mnist_sweep.analysis.predictions import (
     load_predictions,
 )
 from mnist_sweep.common import console
-from mnist_sweep.common.errors import UserError, without_password
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.secrets import mask_url
 from mnist_sweep.data.dataset import Dataset, to_float
 from mnist_sweep.tools.output import make_output_directory, open_run
 from mnist_sweep.tools.trained_model import load_saved
@@ -121,7 +122,7 @@ def load(uri: str, experiment_id: str, cfg: DictConfig) -> Predictions:
     if len(runs) < 2:
         source = f"runs={','.join(cfg.runs)}" if cfg.sweep is None else f"sweep={cfg.sweep}"
         raise UserError(
-            f"{source} names {len(runs)} finished runs in {without_password(uri)}: expected at least 2"
+            f"{source} names {len(runs)} finished runs in {mask_url(uri)}: expected at least 2"
         )
     return load_predictions(uri, runs)
 

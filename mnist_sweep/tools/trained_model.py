@@ -21,7 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from mnist_sweep.common.configs import plain_node, read_config
-from mnist_sweep.common.errors import UserError, without_password
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.secrets import mask_url
 from mnist_sweep.data.dataset import Dataset, load_dataset
 from mnist_sweep.data.images import DIGITS
 from mnist_sweep.tracking import queries, registry
@@ -169,7 +170,7 @@ def _default_source(uri: str, cfg: DictConfig) -> str:
             return f"models:/{name}@{alias}"
     run_id = queries.newest_trained_run(uri)
     if run_id is None:
-        raise UserError(f"no trained model in {without_password(uri)}; {queries.TRAIN_ONE}")
+        raise UserError(f"no trained model in {mask_url(uri)}; {queries.TRAIN_ONE}")
     return run_id
 
 

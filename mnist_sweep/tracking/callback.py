@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_sweep.common.errors import without_password
+from mnist_sweep.common.secrets import masked
 from mnist_sweep.sweep import Sweep, SweepCallback
 
 if TYPE_CHECKING:
@@ -133,6 +133,6 @@ def _warn_of_changed_code(before: dict[str, str], code: dict[str, str]) -> None:
 
 
 def _write_inputs(folder: Path, config: DictConfig, diff: str) -> None:
-    settings = without_password(OmegaConf.to_yaml(config.sweep, resolve=True))
-    (folder / "sweep.yaml").write_text(settings)
+    settings = masked(OmegaConf.to_container(config.sweep, resolve=True))
+    OmegaConf.save(settings, folder / "sweep.yaml")
     (folder / "code.diff").write_text(diff)

@@ -10,7 +10,8 @@ UI_PORT = 5000  # default port of MLflow's UI, also in the links that a sweep pr
 @schema
 class TrackingConfig:
     enabled: bool = True
-    uri: str | None = None  # null: SQLite under `store`; or http://host:5000, postgresql://...
+    # null: SQLite under `store`; or http://host:5000, postgresql://..., without a password
+    uri: str | None = None
     experiment: str = "mnist_sweep"
     run_name: str | None = None
     log_model: bool = True

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from mlflow import MlflowClient
 
-from mnist_sweep.common.errors import without_password
+from mnist_sweep.common.secrets import mask_url
 from mnist_sweep.tracking import queries, view
 from mnist_sweep.tracking.config import UI_PORT
 from mnist_sweep.tracking.run import store_uri
@@ -60,6 +60,6 @@ def comparison_link(uri: str, experiment_id: str, sweep: str, store: str) -> str
     if uri == store_uri(None, store):
         command = ["python", "-m", "mnist_sweep", "ui", f"store={store}"]
     else:
-        backend = ["--backend-store-uri", without_password(uri)]
+        backend = ["--backend-store-uri", mask_url(uri)]
         command = ["mlflow", "ui", *backend, "--port", str(UI_PORT)]
     return f"{shlex.join(command)}\n  and in a browser: {ui_url(page)}"

@@ -10,17 +10,19 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 import mlflow
-import requests
 from mlflow import MlflowClient
 from mlflow.entities import Run as Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model as Model
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 from omegaconf import DictConfig
 from sqlalchemy.exc import SQLAlchemyError
 from torch import nn
 
 from mnist_sweep.common.configs import read_config
-from mnist_sweep.common.errors import UserError, without_password
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.secrets import mask_in, mask_url
 from mnist_sweep.tracking.retry import retried
 
 History = dict[str, list[tuple[int, float]]]  # metric -> (epoch, value)
@@ -53,14 +55,25 @@ def check_server(uri: str) -> None:
     """Raise UserError if `uri` names a server that does not answer. MLflow would try for minutes."""
     if not uri.startswith(("http://", "https://")):
         return
+    # with the user's credentials, because a proxy in front of the server may want them
+    credentials = get_default_host_creds(uri)  # type: ignore[no-untyped-call]
+    limits = {"max_retries": 0, "timeout": PROBE_TIMEOUT_S}
     try:
-        requests.get(f"{uri.rstrip('/')}/health", timeout=PROBE_TIMEOUT_S).raise_for_status()
-    except requests.RequestException as error:
+        answer = http_request(credentials, "/health", "GET", **limits)  # type: ignore[no-untyped-call]
+    except MlflowException as error:
         raise UserError(
-            f"no MLflow server answers at tracking.uri={without_password(uri)} "
-            f"({type(error).__name__}); start it, remove tracking.uri to record under store, or use "
-            "tracking=none"
+            f"no MLflow server answers at tracking.uri={uri} within {PROBE_TIMEOUT_S} s; start it, remove "
+            "tracking.uri to record under store, or use tracking=none"
         ) from error
+    if answer.status_code in (401, 403):
+        raise UserError(
+            f"tracking.uri={uri} refuses these credentials ({answer.status_code} {answer.reason}); set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+    if not answer.ok:
+        raise UserError(
+            f"tracking.uri={uri} answers {answer.status_code} {answer.reason}: expected an MLflow server"
+        )
 
 
 @contextmanager
@@ -70,7 +83,7 @@ def store_errors(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"MLflow cannot open {without_password(uri)}: {reason}") from error
+        raise UserError(f"MLflow cannot open {mask_url(uri)}: {mask_in(reason, uri)}") from error
 
 
 def find_runs(
@@ -175,7 +188,7 @@ def best_of_last_sweep(uri: str, models: Sequence[str]) -> dict[str, str]:
     last = last_sweep(client, experiments)
     if last is None:
         raise UserError(
-            f"no sweep in {without_password(uri)}; python -m mnist_sweep -m model={','.join(models)}"
+            f"no sweep in {mask_url(uri)}; python -m mnist_sweep -m model={','.join(models)}"
         )
     sweep, run_ids = last.data.tags["sweep"], {}
     for model in models:
@@ -271,7 +284,7 @@ def model_folder(uri: str, model_uri: str) -> Iterator[tuple[Path, Model]]:
             description = Model.load(path)
         except Exception as error:  # MLflow raises many kinds for a damaged MLmodel
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"no model {model_uri} in {without_password(uri)}: {reason}") from error
+            raise UserError(f"no model {model_uri} in {mask_url(uri)}: {reason}") from error
         yield path, description
 
 

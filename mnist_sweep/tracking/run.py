@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import tempfile
 import time
 import traceback
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import mlflow
 import numpy as np
@@ -25,7 +27,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from mnist_sweep.common import processes
-from mnist_sweep.common.errors import UserError, without_password
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.files import make_database, make_folder
+from mnist_sweep.common.secrets import mask_in, mask_url, masked
 from mnist_sweep.tracking import provenance
 from mnist_sweep.tracking.queries import check_server, find_runs, store_errors, tag_is
 from mnist_sweep.tracking.retry import RETRY_FOR_S, retried
@@ -37,8 +41,28 @@ PARAM_LIMIT = 6000  # characters of a parameter's value
 
 
 def store_uri(uri: str | None, store: str) -> str:
-    """Return the tracking URI: `uri`, or by default SQLite under the folder `store`."""
-    return uri or f"sqlite:///{Path(store).resolve()}/mlflow.db"
+    """Return the tracking URI: `uri`, or by default SQLite under the folder `store`.
+
+    The user and the password of a server's URL move into MLflow's own variables, because MLflow prints
+    the URL of every run, and quotes it in errors.
+
+    Raises:
+        UserError: the URL contains another kind of secret, which MLflow would not send to the server.
+    """
+    if uri is None:
+        return f"sqlite:///{Path(store).resolve()}/mlflow.db"
+    if not uri.startswith(("http://", "https://")):
+        return uri
+    parts = urlsplit(uri)
+    if parts.username and parts.password:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
+        uri = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    if mask_url(uri) != uri:
+        raise UserError(
+            f"tracking.uri={mask_url(uri)}: expected user:password; a token goes into MLFLOW_TRACKING_TOKEN"
+        )
+    return uri
 
 
 def prepare(uri: str, store: str, experiment: str) -> str:
@@ -55,8 +79,11 @@ def prepare(uri: str, store: str, experiment: str) -> str:
     check_server(uri)
     folder = Path(store).resolve()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with store_errors(uri), FileLock(folder / "mlflow.lock", timeout=RETRY_FOR_S):
+            if uri == store_uri(None, store):
+                make_database(folder / "mlflow.db")
+                make_folder(folder / "artifacts")
             mlflow.set_tracking_uri(uri)
             client = MlflowClient(uri)
             if uri.startswith("sqlite:") and client.get_experiment_by_name(experiment) is None:
@@ -93,7 +120,7 @@ class MlflowRun(Tracker):
         retried(partial(self.client.log_batch, self.run_id, tags=entities))
 
     def log_params(self, params: Mapping[str, str]) -> None:
-        entities = [Param(k, without_password(v)[:PARAM_LIMIT]) for k, v in params.items()]
+        entities = [Param(k, mask_url(v)[:PARAM_LIMIT]) for k, v in params.items()]
         for first in range(0, len(entities), 100):  # MLflow's limit for one call
             batch = entities[first : first + 100]
             retried(partial(self.client.log_batch, self.run_id, params=batch))
@@ -184,11 +211,7 @@ class MlflowTracker(MlflowRun):
         settings = self.cfg.tracking
         uri = store_uri(settings.uri, self.cfg.store)
         experiment_id = prepare(uri, self.cfg.store, settings.experiment)
-        tags = {
-            **provenance.code_tags(),
-            **{name: without_password(value) for name, value in self.tags.items()},
-            **tags,
-        }
+        tags = {**provenance.code_tags(), **self.tags, **tags}
         with start_run(
             uri, experiment_id, name=self.run_name, tags=tags, params=self.params
         ) as run:
@@ -197,8 +220,8 @@ class MlflowTracker(MlflowRun):
             yield
 
     def _write_inputs(self, folder: Path) -> None:
-        settings = without_password(OmegaConf.to_yaml(self.cfg, resolve=True))
-        (folder / "config.yaml").write_text(settings)
+        settings = masked(OmegaConf.to_container(self.cfg, resolve=True))
+        OmegaConf.save(settings, folder / "config.yaml")
         (folder / "code.diff").write_text(provenance.git_state()[1])
 
 
@@ -223,9 +246,9 @@ def start_run(
         yield run
         _end(run, "FINISHED")
     except Exception as error:
-        text = traceback.format_exc()
+        text = mask_in(traceback.format_exc(), uri)
         with suppress(MlflowException):  # if the store stays away, raise the first error
-            run.set_tags({"error": f"{type(error).__name__}: {error}"[:5000]})
+            run.set_tags({"error": mask_in(f"{type(error).__name__}: {error}", uri)[:5000]})
             run.log_artifacts(lambda folder: _write(folder / "traceback.txt", text))
         with suppress(MlflowException):
             _end(run, "FAILED")

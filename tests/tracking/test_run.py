@@ -6,8 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +34,7 @@ from tests.helpers.cli import (
     succeed,
 )
 from tests.helpers.configs import composed
+from tests.helpers.servers import mlflow_server
 
 
 class Finished(NamedTuple):
@@ -47,8 +47,9 @@ class Finished(NamedTuple):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     store = tmp_path_factory.mktemp("store")
-    private = "tracking.register=http://ann:secret@nowhere/model"
-    directory = succeed(*SMALL, "trainer.max_epochs=3", "seed=3", private, store=store)
+    private = {"REGISTER": "http://ann:secret@nowhere/model"}
+    arguments = (*SMALL, "trainer.max_epochs=3", "seed=3", "tracking.register=${oc.env:REGISTER}")
+    directory = succeed(*arguments, store=store, **private)
     (run,) = recorded(store)
     artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
     return Finished(run, MlflowClient(f"sqlite:///{store}/mlflow.db"), artifacts, directory)
@@ -67,9 +68,9 @@ def test_run_records_the_resolved_configuration(finished: Finished) -> None:
 
 
 def test_record_contains_no_password(finished: Finished) -> None:
-    masked = "http://ann:***@nowhere/model"
+    masked = "http://***@nowhere/model"
     assert finished.run.data.params["tracking.register"] == masked
-    assert masked in finished.run.data.tags["overrides"]
+    assert "tracking.register=${oc.env:REGISTER}" in finished.run.data.tags["overrides"]
     assert masked in (finished.artifacts / "config.yaml").read_text()
 
 
@@ -217,7 +218,7 @@ def test_server_that_never_answers_is_an_error_in_time(store: Path) -> None:
 @pytest.mark.slow
 def test_run_is_recorded_on_a_server(fresh: Path, tmp_path: Path) -> None:
     """With `tracking.uri` of a server, MLflow writes nothing under `store`."""
-    with served(tmp_path, free_port()) as uri:
+    with mlflow_server(tmp_path, free_port()) as uri:
         directory = run_directory(cli(*SMALL, f"tracking.uri={uri}", store=fresh).stdout)
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name("mnist_sweep")
@@ -233,7 +234,7 @@ def test_run_is_recorded_on_a_server(fresh: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_run_waits_for_a_server_that_comes_back(store: Path, tmp_path: Path) -> None:
     port = free_port()
-    with served(tmp_path, port) as uri:
+    with mlflow_server(tmp_path, port) as uri:
         arguments = (*SMALL, "trainer.max_epochs=3", "tracking.log_model=false")
         both: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         run = start(f"store={store}", *arguments, f"tracking.uri={uri}", **both)
@@ -243,7 +244,7 @@ def test_run_waits_for_a_server_that_comes_back(store: Path, tmp_path: Path) -> 
                 break
     time.sleep(15)  # longer than MLflow itself tries
     assert run.poll() is None
-    with served(tmp_path, port) as uri:
+    with mlflow_server(tmp_path, port) as uri:
         output, _ = run.communicate(timeout=100)
         assert run.returncode == 0, output
         client = MlflowClient(uri)
@@ -252,39 +253,6 @@ def test_run_waits_for_a_server_that_comes_back(store: Path, tmp_path: Path) -> 
     assert "busy or away" in output
     assert recorded_run.info.status == "FINISHED"
     assert [metric.step for metric in history] == [1, 2, 3]
-
-
-@contextmanager
-def served(folder: Path, port: int) -> Iterator[str]:
-    """Run an MLflow server with a database in `folder`; yield its address."""
-    backend = ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
-    backend += ["--artifacts-destination", str(folder / "served"), "--workers", "1"]
-    listen = ["server", "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", *listen, *backend],
-        env=environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    uri = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(uri)
-        yield uri
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def wait_for(uri: str) -> None:
-    import requests
-
-    for _ in range(120):
-        try:
-            if requests.get(f"{uri}/health", timeout=1).ok:
-                return
-        except requests.RequestException:
-            time.sleep(0.5)
-    raise TimeoutError(uri)
 
 
 def start_run(store: Path, tags: Mapping[str, str]) -> MlflowClient:
