@@ -1,5 +1,7 @@
 """Words the errors that Hydra and OmegaConf raise while they compose a configuration."""
 
+import re
+
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -17,14 +19,20 @@ def explain(error: Exception) -> str:
         return (
             f"{error.override}: cannot be parsed; put a value into quotes: 'key=\"it's, a value\"'"
         )
+    # what follows an empty line is Hydra's search path
+    message = " ".join(str(error).strip().partition("\n\n")[0].split())
+    if ambiguous := re.match(r"Ambiguous value for argument '(.*?)' 1\.", message):
+        return f"{ambiguous[1]}: several values are a sweep: add -m; a list is written [a,b], a text 'a,b'"
     cause = error.__cause__ or error
-    message = str(error).strip().splitlines()[0] if str(error).strip() else ""
     if not isinstance(cause, OmegaConfBaseException):
-        return str(error).strip()
+        return message
     key = cause.full_key or str(cause.key)
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
         choices = [str(k) for k in cause.parent_node if not str(k).startswith("_") and k != "hydra"]
         hint = did_you_mean(str(cause.key), choices)
         return f"{key}: no such key{hint}; there are {', '.join(choices) or 'none'}"
     reason = str(cause.msg or cause).splitlines()[0]
+    override = message.removeprefix("Error merging override ")
+    if override != message:
+        return f"{override}: {reason}"
     return f"{key}: {reason}" if key and key != "None" else (message or reason)
