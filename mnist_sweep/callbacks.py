@@ -40,13 +40,17 @@ class PrepareSweep(SweepCallback):
     """Checks a sweep's configuration and fetches the data once for all trials."""
 
     def on_sweep_prepare(self, sweep: Sweep) -> None:
-        configuration.check(sweep.example)
+        for cfg in (sweep.example, *sweep.variations):
+            configuration.check(cfg)
         varies = any(name == "data" or name.startswith("data.") for name in sweep.parameters)
         if sweep.config.sweep.dry_run or varies:
             return
         from mnist_sweep.data.dataset import load_dataset  # imports torch
+        from mnist_sweep.training.run import rehearse
 
-        used = load_dataset(sweep.config.data).name
+        data = load_dataset(sweep.config.data)
+        rehearse(sweep.example, data)
+        used = data.name
         if used == sweep.config.data.name:
             return
         # the embedded stand-in has its own sizes

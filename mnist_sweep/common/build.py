@@ -32,8 +32,9 @@ def build(node: DictConfig, *args: Any, **kwargs: Any) -> Any:
     parameters = inspect.signature(factory.func).parameters
     try:
         return factory(*args, **{key: value for key, value in kwargs.items() if key in parameters})
-    except (TypeError, ValueError) as error:
-        raise UserError(f"cannot build {node._target_}: {error}") from error
+    except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"cannot build {node._target_}: {reason}") from error
 
 
 def bind(node: DictConfig) -> "partial[Any]":

@@ -51,7 +51,9 @@ class Range:
         return text
 
     def allows(self, value: Any) -> bool:
-        if isinstance(value, str) or math.isnan(value):
+        if isinstance(value, str):  # the type does not allow it, or says something else: "auto"
+            return True
+        if math.isnan(value):
             return False
         above = value >= self.low if self.includes_low else value > self.low
         return bool(above and (value <= self.high if self.includes_high else value < self.high))

@@ -3,7 +3,7 @@
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from mnist_sweep.common.rules import NOT_EMPTY, SEED, Matching, above, at_least
+from mnist_sweep.common.rules import NOT_EMPTY, SEED, Matching, Rule, above, at_least
 from mnist_sweep.common.schema import schema
 
 # Keys and config groups that configure the sweep itself, not its trials.
@@ -12,6 +12,18 @@ OWN_KEYS = ("sweep", "search", "pruner", "space")
 
 DIRECTION = Matching("maximize|minimize", "maximize or minimize")
 FILE_NAME = Matching(r"[^/]*[^/.][^/]*", "the name of a file in the directory of a trial")
+
+# Rules of arguments that Optuna checks only while it samples or prunes.
+OPTUNA_ARGUMENTS: dict[str, Rule] = {
+    "sweep.sampler.n_startup_trials": at_least(0),
+    "sweep.sampler.n_ei_candidates": above(0),
+    "sweep.sampler.sigma0": above(0),
+    "sweep.sampler.popsize": above(1),
+    "sweep.pruner.min_resource": above(0),
+    "sweep.pruner.max_resource": above(0),
+    "sweep.pruner.reduction_factor": above(1),
+    "sweep.pruner.bootstrap_count": at_least(0),
+}
 
 
 @schema

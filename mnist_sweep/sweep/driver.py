@@ -16,16 +16,15 @@ from types import TracebackType
 from typing import Any
 
 import optuna
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from optuna.trial import TrialState
 
 from mnist_sweep.common import processes, signals
-from mnist_sweep.common.errors import UserError, did_you_mean
+from mnist_sweep.common.errors import UserError
 from mnist_sweep.common.program import command_line
-from mnist_sweep.sweep import display, hydra_internals, samplers
+from mnist_sweep.sweep import checks, display, hydra_internals, samplers
 from mnist_sweep.sweep import study as storage
 from mnist_sweep.sweep.callback import Sweep, SweepCallback
 from mnist_sweep.sweep.results import COMPARE, About
@@ -36,7 +35,6 @@ from mnist_sweep.sweep.worker import Plan, Worker, stop, stop_reason
 log = logging.getLogger(__name__)
 
 DEFAULT_N_TRIALS = 30
-MAX_NAME_LENGTH = 200  # bytes; file systems allow 255
 LAUNCHES = 10  # of workers while the budget is open
 SETTLE_S = 4  # for interrupted workers to release their trials
 
@@ -54,13 +52,15 @@ def sweep(
         SystemExit: 1 if a grid has holes or no trial completed; 130 or 143 if interrupted.
     """
     settings, loader = config.sweep, hydra_context.config_loader
-    _check_name(settings.name)
+    checks.check_settings(config)
     space = parse(settings, arguments)
-    _check_choices(space, loader)
-    point = [f"{name}={value}" for name, value in space.example(config).items()]
-    example = loader.load_sweep_config(config, [*space.fixed, *point])
+    checks.check_space(space, config, loader)
+    point = space.example(config)
+    values = [f"{name}={value}" for name, value in point.items()]
+    example = loader.load_sweep_config(config, [*space.fixed, *values])
     grid = space.grid(config) if settings.sampler is None and space.is_grid else None
     directions = list((settings.objectives or {config.objective: config.direction}).values())
+    checks.rehearse(space, config, directions)
     with open_dict(config):
         settings.name = settings.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
     info = Sweep(
@@ -68,6 +68,7 @@ def sweep(
         directory=Path(config.hydra.sweep.dir).resolve(),
         config=config,
         example=example,
+        variations=checks.variations(space, example, point),
         parameters=list(space.distributions),
         overrides=list(space.fixed),
     )
@@ -108,31 +109,6 @@ def sweep(
         _run(study, plan, Worker(plan, task, hydra_context, own_loader, config))
         storage.reap(study, settings)
     return _conclude(study, plan, info)
-
-
-def _check_name(name: str | None) -> None:
-    """Accept what can be the name of a folder and stand in MLflow's queries."""
-    if name is None:
-        return
-    if not re.fullmatch(r"[\w.+-]+", name) or not name.strip("."):
-        raise UserError(
-            f"sweep.name={name}: expected letters, digits and any of . _ - +, not only dots"
-        )
-    if (length := len(name.encode())) > MAX_NAME_LENGTH:
-        raise UserError(
-            f"sweep.name={name[:20]}... has {length} bytes, expected at most {MAX_NAME_LENGTH}"
-        )
-
-
-def _check_choices(space: Space, loader: ConfigLoader) -> None:
-    """Raise UserError if a config group has no such choice."""
-    for name, distribution in space.distributions.items():
-        options = loader.get_group_options(name)
-        for choice in getattr(distribution, "choices", ()) if options else ():
-            if choice not in options:
-                hint = did_you_mean(str(choice), options)
-                choices = ", ".join(options)
-                raise UserError(f"{name}={choice}: no such choice{hint}; there are {choices}")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,8 @@ from optuna import Trial
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
     distribution_to_json,
 )
 
@@ -24,6 +27,10 @@ from mnist_sweep.common.configs import is_under
 from mnist_sweep.common.errors import UserError, did_you_mean
 from mnist_sweep.sweep.config import OWN_KEYS
 from mnist_sweep.sweep.optuna_internals import suggest
+
+# What the trials of a sweep share, besides OWN_KEYS.
+SWEEP_WIDE = ("hydra", "store", "objective", "direction")
+FORMS = "choice(a, b), range(a, b) or interval(a, b)"
 
 
 @dataclass(frozen=True)
@@ -108,11 +115,16 @@ def parse(settings: DictConfig, arguments: list[str]) -> Space:
         distributions.pop(name, None)
         intervals.discard(name)
         if override.is_sweep_override():
+            _check_may_vary(override)
             distributions[name] = _distribution(override)
             if override.is_interval_sweep():
                 intervals.add(name)
         elif not name.startswith(("hydra.", "hydra/")):
             fixed.append(override.input_line)
+    if malformed := [name for name, each in settings.when.items() if not OmegaConf.is_dict(each)]:
+        raise UserError(
+            f"sweep.when.{malformed[0]}={settings.when[malformed[0]]}: expected {{parameter: values}}"
+        )
     if unknown := [name for name in settings.when if name not in known]:
         hint = did_you_mean(unknown[0], list(known))
         raise UserError(f"sweep.when.{unknown[0]}: not a parameter of the space{hint}")
@@ -127,10 +139,30 @@ def parse(settings: DictConfig, arguments: list[str]) -> Space:
     return Space(distributions, fixed, when, frozenset(intervals))
 
 
+def _check_may_vary(override: Override) -> None:
+    """Raise UserError for what describes the sweep as a whole."""
+    key = override.get_key_element().lstrip("+~").partition("@")[0].replace("/", ".")
+    if is_under(key, (*OWN_KEYS, *SWEEP_WIDE)):
+        raise UserError(
+            f"{override.input_line}: {key} cannot vary within a sweep; expected one value"
+        )
+
+
 def _distribution(override: Override) -> BaseDistribution:
+    line = override.input_line
     try:
         distribution = create_optuna_distribution_from_override(override)
     except (ValueError, NotImplementedError, AssertionError) as error:
-        raise UserError(f"{override.input_line}: {error}") from error
+        reason = str(error).partition("\n")[0] or "not a space of values"
+        raise UserError(f"{line}: {reason}; expected {FORMS}") from error
+    if isinstance(distribution, CategoricalDistribution):
+        # Optuna cannot tell apart what Python takes for equal
+        if len(set(distribution.choices)) < len(distribution.choices):
+            raise UserError(f"{line}: a value appears twice; expected different values")
+    elif isinstance(distribution, FloatDistribution | IntDistribution):
+        if not (math.isfinite(distribution.low) and math.isfinite(distribution.high)):
+            raise UserError(f"{line}: expected an interval with finite ends")
+        if override.is_interval_sweep() and not distribution.low < distribution.high:
+            raise UserError(f"{line}: expected an interval whose first end is the smaller one")
     assert isinstance(distribution, BaseDistribution)
     return distribution

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -36,6 +37,7 @@ warnings.filterwarnings("ignore", "Heartbeat of storage")  # workers beat outsid
 
 QUEUE_LENGTH = 64  # points of a grid in the queue at once
 LOCK_TIMEOUT_S = 60  # SQLite's default of 5 s is less than a long write of another process takes
+SQLITE_HEADER = b"SQLite format 3\0"
 FIRST_CONTACTS = 5  # attempts to open a new database on a server
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -106,7 +108,7 @@ def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
             f"sweep.storage={without_password(url)} needs a database driver that is not installed; "
             "for postgresql://: pip install 'psycopg[binary]'"
         ) from error
-    except (SQLAlchemyError, OSError) as error:
+    except (SQLAlchemyError, OSError, ValueError) as error:  # ValueError: a port that is no number
         reason = str(error).splitlines()[0]
         shown = without_password(url)
         raise UserError(f"sweep.storage={shown} cannot be opened: {reason}") from error
@@ -119,10 +121,11 @@ def create_study(url: str, grace_s: int, name: str, directions: list[Any]) -> op
         UserError: the database cannot be opened, or the study has other objectives.
     """
     path = sqlite_path(url)
+    if url.startswith("sqlite"):
+        _check_sqlite_file(url, path)
     if path is None:
         storage = _open_on_server(url, grace_s)
     else:
-        path.parent.mkdir(parents=True, exist_ok=True)
         # two processes that create the tables of an SQLite file at once would corrupt it
         with FileLock(path.with_suffix(".lock"), timeout=LOCK_TIMEOUT_S):
             storage = open_storage(url, grace_s, create=True)
@@ -132,6 +135,25 @@ def create_study(url: str, grace_s: int, name: str, directions: list[Any]) -> op
     if study.directions != optuna.create_study(directions=directions).directions:
         raise UserError(f"the sweep {name} has other objectives; choose another sweep.name")
     return study
+
+
+def _check_sqlite_file(url: str, path: Path | None) -> None:
+    """Raise UserError if `path` cannot be a database. The lock would wait for it for a minute."""
+    shown = f"sweep.storage={url}"
+    if path is None or str(path) in (".", ":memory:"):
+        raise UserError(f"{shown}: workers cannot read this; expected sqlite:///file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            with path.open("r+b") as file:
+                header = file.read(len(SQLITE_HEADER))
+            if header not in (b"", SQLITE_HEADER):
+                raise UserError(f"{shown}: {path} is not a database of SQLite; choose another file")
+        else:
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+    except OSError as error:
+        raise UserError(f"{shown}: cannot write {path} ({error.strerror})") from error
 
 
 def _open_on_server(url: str, grace_s: int) -> RDBStorage:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from omegaconf import MISSING
 
-from mnist_sweep.common.rules import above, at_least
+from mnist_sweep.common.rules import Rule, above, at_least
 from mnist_sweep.common.schema import schema
 
 # Metrics of every epoch. The setting `objective` names one of them.
@@ -15,7 +15,7 @@ RUN_METRICS = ("fit_s", "run_s", "n_parameters", "best_epoch")
 
 # Rules of the arguments of optimizers and schedulers. The schemas leave `factory` open, and torch accepts
 # a negative factor, which makes the learning rate negative.
-TORCH_ARGUMENTS = {
+TORCH_ARGUMENTS: dict[str, Rule] = {
     "optimizer.lr": above(0),
     "scheduler.factory.gamma": above(0),
     "scheduler.factory.factor": above(0).below(1),
