@@ -2,7 +2,6 @@
 
 import json
 import logging
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -24,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
-from mnist_sweep.common import processes
+from mnist_sweep.common import processes, sqlite
 from mnist_sweep.common.configs import is_under
 from mnist_sweep.common.errors import UserError, without_password
 from mnist_sweep.sweep import optuna_internals
@@ -37,7 +36,6 @@ warnings.filterwarnings("ignore", "Heartbeat of storage")  # workers beat outsid
 
 QUEUE_LENGTH = 64  # points of a grid in the queue at once
 LOCK_TIMEOUT_S = 60  # SQLite's default of 5 s is less than a long write of another process takes
-SQLITE_HEADER = b"SQLite format 3\0"
 FIRST_CONTACTS = 5  # attempts to open a new database on a server
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -79,7 +77,13 @@ def storage_url(url: str | None, store: str) -> str:
 
 
 def sqlite_path(url: str) -> Path | None:
-    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
+    """Return the file of an SQLite database; None for a server. Raises UserError for other SQLite."""
+    if not url.startswith("sqlite"):
+        return None
+    path = url.removeprefix("sqlite:///")
+    if path in (url, "", ":memory:"):
+        raise UserError(f"sweep.storage={url}: workers cannot read this; expected sqlite:///file")
+    return Path(path)
 
 
 def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
@@ -95,7 +99,7 @@ def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
         )
     arguments = {"timeout": LOCK_TIMEOUT_S} if url.startswith("sqlite") else {}
     try:
-        return ExactStorage(
+        storage = ExactStorage(
             url,
             engine_kwargs={"connect_args": arguments},
             heartbeat_interval=max(1, grace_s // 4),
@@ -103,13 +107,17 @@ def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
             skip_compatibility_check=not create,
             skip_table_creation=not create,
         )
+        with storage.engine.connect() as connection:
+            connection.execute(text("SELECT 1 FROM studies LIMIT 1"))
+        return storage
     except ImportError as error:
         raise UserError(
             f"sweep.storage={without_password(url)} needs a database driver that is not installed; "
             "for postgresql://: pip install 'psycopg[binary]'"
         ) from error
-    except (SQLAlchemyError, OSError, ValueError) as error:  # ValueError: a port that is no number
-        reason = str(error).splitlines()[0]
+    except (SQLAlchemyError, StorageInternalError, OSError, ValueError) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+        reason = str(cause).splitlines()[0]
         shown = without_password(url)
         raise UserError(f"sweep.storage={shown} cannot be opened: {reason}") from error
 
@@ -121,11 +129,11 @@ def create_study(url: str, grace_s: int, name: str, directions: list[Any]) -> op
         UserError: the database cannot be opened, or the study has other objectives.
     """
     path = sqlite_path(url)
-    if url.startswith("sqlite"):
-        _check_sqlite_file(url, path)
     if path is None:
         storage = _open_on_server(url, grace_s)
     else:
+        sqlite.check_file(path, f"sweep.storage={url}")
+        path.parent.mkdir(parents=True, exist_ok=True)
         # two processes that create the tables of an SQLite file at once would corrupt it
         with FileLock(path.with_suffix(".lock"), timeout=LOCK_TIMEOUT_S):
             storage = open_storage(url, grace_s, create=True)
@@ -135,25 +143,6 @@ def create_study(url: str, grace_s: int, name: str, directions: list[Any]) -> op
     if study.directions != optuna.create_study(directions=directions).directions:
         raise UserError(f"the sweep {name} has other objectives; choose another sweep.name")
     return study
-
-
-def _check_sqlite_file(url: str, path: Path | None) -> None:
-    """Raise UserError if `path` cannot be a database. The lock would wait for it for a minute."""
-    shown = f"sweep.storage={url}"
-    if path is None or str(path) in (".", ":memory:"):
-        raise UserError(f"{shown}: workers cannot read this; expected sqlite:///file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            with path.open("r+b") as file:
-                header = file.read(len(SQLITE_HEADER))
-            if header not in (b"", SQLITE_HEADER):
-                raise UserError(f"{shown}: {path} is not a database of SQLite; choose another file")
-        else:
-            with tempfile.TemporaryFile(dir=path.parent):
-                pass
-    except OSError as error:
-        raise UserError(f"{shown}: cannot write {path} ({error.strerror})") from error
 
 
 def _open_on_server(url: str, grace_s: int) -> RDBStorage:

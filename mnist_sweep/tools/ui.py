@@ -13,7 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from mnist_sweep.common import signals
+from mnist_sweep.common import signals, sqlite
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.tracking import links, queries
 from mnist_sweep.tracking.links import UI_HOST
@@ -29,6 +29,7 @@ def run(cfg: DictConfig, _overrides: Sequence[str]) -> None:
     store = Path(cfg.store).resolve()
     if not (store / "mlflow.db").exists():
         raise UserError(f"{store} contains no runs; {queries.TRAIN_ONE}")
+    sqlite.check_file(store / "mlflow.db", f"store={cfg.store}")
     if cfg.dashboard:
         _check_dashboard(store)
     for signum in (signal.SIGTERM, signal.SIGINT):  # a shell ignores SIGINT for commands with &
@@ -92,6 +93,7 @@ def _check_dashboard(store: Path) -> None:
         raise UserError("dashboard=true needs optuna-dashboard: pip install optuna-dashboard")
     if not (store / "optuna.db").exists():
         raise UserError(f"{store} contains no sweep; python -m mnist_sweep -m runs one")
+    sqlite.check_file(store / "optuna.db", f"store={store}")
 
 
 def _dashboard_command(store: Path, port: int) -> list[str]:

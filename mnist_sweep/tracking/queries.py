@@ -17,6 +17,7 @@ from mlflow.entities import Run as Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from omegaconf import DictConfig, OmegaConf
+from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 from torch import nn
 
@@ -51,6 +52,8 @@ def connect(uri: str) -> MlflowClient:
 
 def check_server(uri: str) -> None:
     """Raise UserError if `uri` names a server that does not answer. MLflow would try for minutes."""
+    if uri.startswith(("postgresql", "mysql", "mssql")):
+        _check_database(uri)
     if not uri.startswith(("http://", "https://")):
         return
     try:
@@ -60,6 +63,17 @@ def check_server(uri: str) -> None:
             f"no MLflow server answers at tracking.uri={without_password(uri)} "
             f"({type(error).__name__}); start it, remove tracking.uri to record under store, or use "
             "tracking=none"
+        ) from error
+
+
+def _check_database(uri: str) -> None:
+    try:
+        with create_engine(uri).connect():
+            pass
+    except (SQLAlchemyError, ImportError) as error:
+        reason = without_password(str(error).partition("\n")[0])
+        raise UserError(
+            f"tracking.uri={without_password(uri)} cannot be opened: {reason}"
         ) from error
 
 

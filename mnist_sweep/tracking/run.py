@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from mnist_sweep.common import processes
+from mnist_sweep.common import processes, sqlite
 from mnist_sweep.common.configs import flatten
 from mnist_sweep.common.errors import UserError, without_password
 from mnist_sweep.tracking import provenance
-from mnist_sweep.tracking.queries import check_server, find_runs, store_errors, tag_is
+from mnist_sweep.tracking.queries import connect, find_runs, store_errors, tag_is
 from mnist_sweep.tracking.retry import RETRY_FOR_S, retried
 from mnist_sweep.tracking.tracker import Tracker
 
@@ -53,7 +53,7 @@ def prepare(uri: str, store: str, experiment: str) -> str:
     Raises:
         UserError: the server does not answer, the database does not open, or `store` is not writable.
     """
-    check_server(uri)
+    check_store(uri)
     folder = Path(store).resolve()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,6 +68,14 @@ def prepare(uri: str, store: str, experiment: str) -> str:
     except OSError as error:
         raise UserError(f"cannot write to store={store} ({error.strerror or error})") from error
     return experiment_id
+
+
+def check_store(uri: str) -> None:
+    """Raise UserError if no store can be opened or created at `uri`."""
+    if uri.startswith("sqlite:///"):
+        sqlite.check_file(Path(uri.removeprefix("sqlite:///")), f"tracking.uri={uri}")
+    else:
+        connect(uri)
 
 
 def close_dead_runs(client: MlflowClient, experiment_id: str) -> None:

@@ -124,7 +124,7 @@ def test_without_shared_validation_images_all_weights_are_one(
     ("arguments", "expected"),
     [
         ([], "expected either sweep=<name> or runs=<run id>,<run id>"),
-        (["sweep=s", "rounds=0"], "rounds=0: expected at least 1"),
+        (["sweep=s", "rounds=0"], "rounds=0: expected a number above 0"),
         (["sweep=it's, not"], "sweep=it's, not names 0 finished runs"),
         (["runs=x"], "runs=x: "),
     ],
