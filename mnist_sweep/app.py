@@ -13,7 +13,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mnist_sweep import __version__, config
@@ -55,7 +55,10 @@ def task(cfg: DictConfig) -> float:
 def _train(cfg: DictConfig, trial: Trial) -> float:
     """Supply what `train` needs and Hydra's global state holds."""
     hydra_config = HydraConfig.get()
-    _check_mode(hydra_config.mode, hydra_config.overrides.task)
+    # as typed, because Hydra's own configuration cannot resolve interpolations of the application's
+    overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+    assert isinstance(overrides, list)
+    _check_mode(hydra_config.mode, overrides)
     config.check(cfg)
     from mnist_sweep.training.run import train  # imports torch: not for --help or a config error
 
@@ -65,7 +68,7 @@ def _train(cfg: DictConfig, trial: Trial) -> float:
     tracker = make_tracker(
         cfg,
         model=str(hydra_config.runtime.choices.get("model")),
-        overrides=list(hydra_config.overrides.task),
+        overrides=overrides,
         directory=directory,
         trial=trial,
     )
@@ -138,7 +141,7 @@ def _exit_on_error(run: Callable[[], object]) -> None:
 
 def _fail(message: str) -> int:
     """Print an error as one line, with long values cut, and return the exit code."""
-    line = re.sub(r"\s*[\r\n]\s*", " ", message)
+    line = " ".join(part.strip() for part in message.splitlines())
     line = re.sub(r"(\S{100})\S{200,}(\S{20})", r"\1...\2", line)
     print(f"error: {line}", file=sys.stderr)
     return 2

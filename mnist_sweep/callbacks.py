@@ -49,7 +49,8 @@ class PrepareSweep(SweepCallback):
         from mnist_sweep.training.run import rehearse
 
         data = load_dataset(sweep.config.data)
-        rehearse(sweep.example, data)
+        for cfg in _different_to_build(sweep):
+            rehearse(cfg, data)
         used = data.name
         if used == sweep.config.data.name:
             return
@@ -57,6 +58,23 @@ class PrepareSweep(SweepCallback):
         replaced = ("data=", "data.val_size=")
         kept = [override for override in sweep.overrides if not override.startswith(replaced)]
         sweep.overrides = [*kept, f"data={used}"]
+
+
+def _different_to_build(sweep: Sweep) -> list[DictConfig]:
+    """The example, and the variations in which a run is built from other settings."""
+
+    def parts(cfg: DictConfig) -> list[Any]:
+        return [
+            cfg.model,
+            cfg.optimizer,
+            cfg.scheduler,
+            cfg.data.batch_size,
+            cfg.trainer,
+            cfg.device,
+        ]
+
+    first = parts(sweep.example)
+    return [sweep.example, *(cfg for cfg in sweep.variations if parts(cfg) != first)]
 
 
 class KeepBest(SweepCallback):

@@ -49,7 +49,8 @@ class SweepConfig:
     # failed trials / n_trials above which the sweep stops
     max_failure_rate: Annotated[float, at_least(0).at_most(1)] = 1.0
     retries: Annotated[int, at_least(0)] = 2  # of a trial whose process died
-    grace_s: Annotated[int, above(0)] = 60  # heartbeat timeout, in seconds
+    # heartbeat timeout, in seconds
+    grace_s: Annotated[int, above(0).at_most(86400)] = 60
     # seconds after which a trial is stopped and FAILs
     trial_timeout_s: Annotated[float | None, above(0)] = None
     # database URL; null: SQLite under `store`

@@ -152,8 +152,10 @@ def _distribution(override: Override) -> BaseDistribution:
     line = override.input_line
     try:
         distribution = create_optuna_distribution_from_override(override)
-    except (ValueError, NotImplementedError, AssertionError) as error:
-        reason = str(error).partition("\n")[0] or "not a space of values"
+    except (ValueError, TypeError, ArithmeticError, NotImplementedError, AssertionError) as error:
+        # an error of `decimal` names its class only
+        is_worded = str(error) and not isinstance(error, ArithmeticError)
+        reason = str(error).partition("\n")[0].rstrip(".") if is_worded else "not a space of values"
         raise UserError(f"{line}: {reason}; expected {FORMS}") from error
     if isinstance(distribution, CategoricalDistribution):
         # Optuna cannot tell apart what Python takes for equal
