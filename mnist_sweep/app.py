@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from mnist_sweep.common.program import command_line, program
 from mnist_sweep.common.secrets import mask_url
 from mnist_sweep.sweep import Trial, current_trial
 from mnist_sweep.sweep.config import OWN_KEYS
+from mnist_sweep.sweep.hydra_internals import check_flags
 from mnist_sweep.sweep.overrides import to_text
 from mnist_sweep.tools.command import TOOLS, list_tools, run_tool
 from mnist_sweep.tracking.factory import make_tracker
@@ -48,16 +50,16 @@ def task(cfg: DictConfig) -> float:
     trial = current_trial()
     try:
         return _train(cfg, trial)
-    except UserError as error:
+    except (UserError, OmegaConfBaseException) as error:
         if trial.number is not None or WANTS_TRACEBACK:
             raise
-        sys.exit(_fail(str(error)))  # here, because Hydra adds a line to an exception
+        sys.exit(_fail(explain(error)))  # here, because Hydra adds a line to an exception
 
 
 def _train(cfg: DictConfig, trial: Trial) -> float:
     """Supply what `train` needs and Hydra's global state holds."""
     hydra_config = HydraConfig.get()
-    # as written: an interpolation may resolve to a secret
+    # as written: an interpolation may resolve to a secret, or to nothing in Hydra's own configuration
     overrides: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
     _check_mode(hydra_config.mode, overrides)
     config.check(cfg)
@@ -104,6 +106,7 @@ def main() -> None:
     else:
         # Hydra would print its errors and exit with 1. With this set it raises them.
         os.environ["HYDRA_FULL_ERROR"] = "1"
+        _exit_on_error(lambda: check_flags(arguments))
         _exit_on_error(task)
 
 
@@ -148,5 +151,8 @@ def _exit_on_error(run: Callable[[], object]) -> None:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    """Print an error as one line, with long values cut, and return the exit code."""
+    line = " ".join(part.strip() for part in message.splitlines())
+    line = re.sub(r"(\S{100})\S{200,}(\S{20})", r"\1...\2", line)
+    print(f"error: {line}", file=sys.stderr)
     return 2

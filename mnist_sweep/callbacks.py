@@ -64,19 +64,41 @@ class PrepareSweep(SweepCallback):
     """Checks a sweep's configuration and fetches the data once for all trials."""
 
     def on_sweep_prepare(self, sweep: Sweep) -> None:
-        configuration.check(sweep.example)
+        for cfg in (sweep.example, *sweep.variations):
+            configuration.check(cfg)
         varies = any(name == "data" or name.startswith("data.") for name in sweep.parameters)
         if sweep.config.sweep.dry_run or varies:
             return
         from mnist_sweep.data.dataset import load_dataset  # imports torch
+        from mnist_sweep.training.run import rehearse
 
-        used = load_dataset(sweep.config.data).name
+        data = load_dataset(sweep.config.data)
+        for cfg in _different_to_build(sweep):
+            rehearse(cfg, data)
+        used = data.name
         if used == sweep.config.data.name:
             return
         # the embedded stand-in has its own sizes
         replaced = ("data=", "data.val_size=")
         kept = [override for override in sweep.overrides if not override.startswith(replaced)]
         sweep.overrides = [*kept, f"data={used}"]
+
+
+def _different_to_build(sweep: Sweep) -> list[DictConfig]:
+    """The example, and the variations in which a run is built from other settings."""
+
+    def parts(cfg: DictConfig) -> list[Any]:
+        return [
+            cfg.model,
+            cfg.optimizer,
+            cfg.scheduler,
+            cfg.data.batch_size,
+            cfg.trainer,
+            cfg.device,
+        ]
+
+    first = parts(sweep.example)
+    return [sweep.example, *(cfg for cfg in sweep.variations if parts(cfg) != first)]
 
 
 class KeepBest(SweepCallback):

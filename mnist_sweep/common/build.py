@@ -38,7 +38,10 @@ def build(node: DictConfig, *args: Any, **kwargs: Any) -> Any:
     parameters = inspect.signature(factory.func).parameters
     try:
         return factory(*args, **{key: value for key, value in kwargs.items() if key in parameters})
-    except (TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
+    except (
+        *(TypeError, ValueError, RuntimeError, AttributeError),
+        *(ArithmeticError, MemoryError),
+    ) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"cannot build {node._target_}: {reason}") from error
 

@@ -16,21 +16,20 @@ from types import TracebackType
 from typing import Any
 
 import optuna
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from optuna.trial import TrialState
 
 from mnist_sweep.common import processes, signals
-from mnist_sweep.common.errors import UserError, did_you_mean
+from mnist_sweep.common.errors import UserError
 from mnist_sweep.common.files import make_folder
 from mnist_sweep.common.program import command_line
 from mnist_sweep.common.secrets import check_url
-from mnist_sweep.sweep import display, hydra_internals, samplers
+from mnist_sweep.sweep import checks, display, hydra_internals, samplers
 from mnist_sweep.sweep import study as storage
 from mnist_sweep.sweep.callback import Sweep, SweepCallback
-from mnist_sweep.sweep.overrides import from_text, to_text
+from mnist_sweep.sweep.overrides import to_text
 from mnist_sweep.sweep.results import COMPARE, About
 from mnist_sweep.sweep.space import Space, parse
 from mnist_sweep.sweep.study import get_trials
@@ -57,15 +56,15 @@ def sweep(
     """
     settings, loader = config.sweep, hydra_context.config_loader
     check_url(config, "sweep.storage")
-    if settings.name is not None:
-        storage.check_name(settings.name)
-    samplers.check(settings)
+    checks.check_settings(config)
     space = parse(settings, arguments)
-    _check_choices(space, loader)
-    point = [f"{name}={value}" for name, value in space.example(config).items()]
-    example = loader.load_sweep_config(config, [*space.fixed, *point])
+    checks.check_space(space, config, loader)
+    point = space.example(config)
+    values = [f"{name}={value}" for name, value in point.items()]
+    example = loader.load_sweep_config(config, [*space.fixed, *values])
     grid = space.grid(config) if settings.sampler is None and space.is_grid else None
     directions = list((settings.objectives or {config.objective: config.direction}).values())
+    checks.rehearse(space, config, directions)
     with open_dict(config):
         settings.name = settings.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
     info = Sweep(
@@ -73,6 +72,7 @@ def sweep(
         directory=_directory(config),
         config=config,
         example=example,
+        variations=checks.variations(space, example, point),
         parameters=list(space.distributions),
         overrides=list(space.fixed),
     )
@@ -127,17 +127,6 @@ def _directory(config: DictConfig) -> Path:
     if "${" in str(directory):  # Hydra would interpolate it
         raise UserError(f"hydra.sweep.dir={directory}: expected a path without ${{")
     return directory
-
-
-def _check_choices(space: Space, loader: ConfigLoader) -> None:
-    """Raise UserError if a config group has no such choice."""
-    for name, distribution in space.distributions.items():
-        options = loader.get_group_options(name)
-        for choice in getattr(distribution, "choices", ()) if options else ():
-            if from_text(str(choice)) not in options:
-                hint = did_you_mean(str(choice), options)
-                choices = ", ".join(options)
-                raise UserError(f"{name}={choice}: no such choice{hint}; there are {choices}")
 
 
 @contextmanager

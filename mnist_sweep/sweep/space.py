@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,8 @@ from optuna import Trial
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
     distribution_to_json,
 )
 
@@ -26,6 +29,10 @@ from mnist_sweep.common.secrets import refuse_secret
 from mnist_sweep.sweep.config import OWN_KEYS
 from mnist_sweep.sweep.optuna_internals import suggest
 from mnist_sweep.sweep.overrides import choices, from_text
+
+# What the trials of a sweep share, besides OWN_KEYS.
+SWEEP_WIDE = ("hydra", "store", "objective", "direction")
+FORMS = "choice(a, b), range(a, b) or interval(a, b)"
 
 
 @dataclass(frozen=True)
@@ -111,11 +118,16 @@ def parse(settings: DictConfig, arguments: list[str]) -> Space:
         distributions.pop(name, None)
         intervals.discard(name)
         if override.is_sweep_override():
+            _check_may_vary(override)
             distributions[name] = _distribution(override)
             if override.is_interval_sweep():
                 intervals.add(name)
         elif not name.startswith(("hydra.", "hydra/")):
             fixed.append(override.input_line)
+    if malformed := [name for name, each in settings.when.items() if not OmegaConf.is_dict(each)]:
+        raise UserError(
+            f"sweep.when.{malformed[0]}={settings.when[malformed[0]]}: expected {{parameter: values}}"
+        )
     if unknown := [name for name in settings.when if name not in known]:
         hint = did_you_mean(unknown[0], list(known))
         raise UserError(f"sweep.when.{unknown[0]}: not a parameter of the space{hint}")
@@ -130,15 +142,39 @@ def parse(settings: DictConfig, arguments: list[str]) -> Space:
     return Space(distributions, fixed, when, frozenset(intervals))
 
 
+def _check_may_vary(override: Override) -> None:
+    """Raise UserError for what describes the sweep as a whole."""
+    key = override.get_key_element().lstrip("+~").partition("@")[0].replace("/", ".")
+    if is_under(key, (*OWN_KEYS, *SWEEP_WIDE)):
+        raise UserError(
+            f"{override.input_line}: {key} cannot vary within a sweep; expected one value"
+        )
+
+
 def _distribution(override: Override) -> BaseDistribution:
+    line = override.input_line
     if override.is_choice_sweep():
         options = choices(override)
         for option in options:
             refuse_secret(override.get_key_element(), str(option))
+        if len(set(options)) < len(options):
+            raise UserError(f"{line}: a value appears twice; expected different values")
         return CategoricalDistribution(options)
     try:
         distribution = create_optuna_distribution_from_override(override)
-    except (ValueError, NotImplementedError, AssertionError) as error:
-        raise UserError(f"{override.input_line}: {error}") from error
+    except (ValueError, TypeError, ArithmeticError, NotImplementedError, AssertionError) as error:
+        # an error of `decimal` names its class only
+        is_worded = str(error) and not isinstance(error, ArithmeticError)
+        reason = str(error).partition("\n")[0].rstrip(".") if is_worded else "not a space of values"
+        raise UserError(f"{line}: {reason}; expected {FORMS}") from error
+    if isinstance(distribution, CategoricalDistribution):
+        # Optuna cannot tell apart what Python takes for equal
+        if len(set(distribution.choices)) < len(distribution.choices):
+            raise UserError(f"{line}: a value appears twice; expected different values")
+    elif isinstance(distribution, FloatDistribution | IntDistribution):
+        if not (math.isfinite(distribution.low) and math.isfinite(distribution.high)):
+            raise UserError(f"{line}: expected an interval with finite ends")
+        if override.is_interval_sweep() and not distribution.low < distribution.high:
+            raise UserError(f"{line}: expected an interval whose first end is the smaller one")
     assert isinstance(distribution, BaseDistribution)
     return distribution

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
-from mnist_sweep.common import processes
+from mnist_sweep.common import processes, sqlite
 from mnist_sweep.common.configs import is_under
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.common.files import make_database, make_folder
@@ -93,9 +93,13 @@ def storage_url(url: str | None, store: str) -> str:
 
 
 def sqlite_path(url: str) -> Path | None:
-    """The file of an SQLite database, None for a server."""
-    file = url.removeprefix("sqlite:///").partition("?")[0]
-    return Path(file) if url.startswith("sqlite:///") else None
+    """Return the file of an SQLite database; None for a server. Raises UserError for other SQLite."""
+    if not url.startswith("sqlite"):
+        return None
+    path = url.removeprefix("sqlite:///").partition("?")[0]
+    if path in (url, "", ":memory:"):
+        raise UserError(f"sweep.storage={url}: workers cannot read this; expected sqlite:///file")
+    return Path(path)
 
 
 def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
@@ -111,7 +115,7 @@ def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
         )
     arguments = {"timeout": LOCK_TIMEOUT_S} if url.startswith("sqlite") else {}
     try:
-        return ExactStorage(
+        storage = ExactStorage(
             url.replace("{", "{{").replace("}", "}}"),  # Optuna takes the URL for a template
             engine_kwargs={"connect_args": arguments},
             heartbeat_interval=max(1, grace_s // 4),
@@ -119,13 +123,17 @@ def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
             skip_compatibility_check=not create,
             skip_table_creation=not create,
         )
+        with storage.engine.connect() as connection:
+            connection.execute(text("SELECT 1 FROM studies LIMIT 1"))
+        return storage
     except ImportError as error:
         raise UserError(
             f"sweep.storage={mask_url(url)} needs a database driver that is not installed; "
             "for postgresql://: pip install 'psycopg[binary]'"
         ) from error
-    except (SQLAlchemyError, OSError) as error:
-        reason = mask_in(str(error).splitlines()[0], url)
+    except (SQLAlchemyError, StorageInternalError, OSError, ValueError) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+        reason = mask_in(str(cause).splitlines()[0], url)
         raise UserError(f"sweep.storage={mask_url(url)} cannot be opened: {reason}") from error
 
 
@@ -139,6 +147,7 @@ def create_study(url: str, grace_s: int, name: str, directions: list[Any]) -> op
     if path is None:
         storage = _open_on_server(url, grace_s)
     else:
+        sqlite.check_file(path, f"sweep.storage={url}")
         make_folder(path.parent)
         # two processes that create the tables of an SQLite file at once would corrupt it
         with FileLock(path.with_suffix(".lock"), timeout=LOCK_TIMEOUT_S):

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mnist_sweep import config
 from mnist_sweep.common.config_errors import explain
 from mnist_sweep.common.errors import UserError, did_you_mean
+from mnist_sweep.common.rules import problems
 from mnist_sweep.common.secrets import check_settings
 from mnist_sweep.tools import config as schemas
 
@@ -88,6 +89,8 @@ def run_tool(name: str, arguments: Sequence[str], program: Sequence[str]) -> Non
         print(OmegaConf.to_yaml(shown), end="")
         return
     check_settings(cfg)
+    if found := problems(cfg):
+        raise UserError("; ".join(map(_with_alias, found)))
     _log_to_stdout()
     module = importlib.import_module(f"mnist_sweep.tools.{tool.module}")
     module.run(cfg, overrides)
@@ -152,6 +155,11 @@ def compose_config(
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(explain(error)) from error
     return cfg, choices
+
+
+def _with_alias(problem: str) -> str:
+    """Name a setting in a message as the command line does."""
+    return re.sub(r"^\w+", lambda key: ALIASES.get(key[0], key[0]), problem)
 
 
 def _help(name: str, tool: Tool, program: str) -> str:

@@ -18,6 +18,7 @@ from mnist_sweep.data.dataset import Dataset, load_dataset, to_float
 from mnist_sweep.sweep.trial import Trial
 from mnist_sweep.tools.output import make_output_directory
 from mnist_sweep.tracking.factory import make_tracker
+from mnist_sweep.tracking.run import check_store, store_uri
 from mnist_sweep.training.device import describe
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ SAMPLES = 25  # images to draw
 def run(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Check the dataset of a training configuration; exit with code 1 if a check fails."""
     config.check(cfg)
+    if cfg.tracking.enabled:
+        check_store(store_uri(cfg.tracking.uri, cfg.store))
     cfg.data.train_size = None  # all training images
     data = load_dataset(cfg.data)
     checks = check_dataset(data, cfg.data.expected)

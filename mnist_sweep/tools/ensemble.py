@@ -47,8 +47,6 @@ class Vote:
 
 def run(cfg: DictConfig, _overrides: Sequence[str]) -> None:
     """Combine the models that `cfg.sweep` or `cfg.runs` names, and record and register the result."""
-    if cfg.rounds < 1:
-        raise UserError(f"rounds={cfg.rounds}: expected at least 1")
     registry.check_name("model_name", cfg.model_name)
     if (cfg.sweep is None) == (not cfg.runs):
         raise UserError("expected either sweep=<name> or runs=<run id>,<run id>")

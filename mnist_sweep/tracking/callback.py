@@ -27,6 +27,13 @@ class RecordSweep(SweepCallback):
     def __getstate__(self) -> dict[str, Any]:
         return {}  # workers receive the callbacks too, and need nothing of this one
 
+    def on_sweep_prepare(self, sweep: Sweep) -> None:
+        config = sweep.config
+        if config.tracking.enabled and not config.sweep.dry_run:
+            from mnist_sweep.tracking.run import check_store, store_uri
+
+            check_store(store_uri(config.tracking.uri, config.store))
+
     def on_sweep_start(self, sweep: Sweep, study: "Study") -> None:
         config = sweep.config
         self._run = ExitStack()

@@ -21,6 +21,9 @@ def make_tracker(
 ) -> Tracker:
     """Return the tracker that `cfg.tracking` asks for. It opens nothing before `Tracker.run`.
 
+    The store of a single run has to answer at once. That of a trial may be away for a while, because
+    the sweep has checked it before.
+
     Args:
         cfg: the whole configuration.
         name: the run's name, unless `tracking.run_name` sets another.
@@ -28,11 +31,16 @@ def make_tracker(
         overrides: the overrides that composed `cfg`.
         directory: the run's output directory.
         trial: the trial that the run belongs to.
+
+    Raises:
+        UserError: the store of a single run cannot be opened or created.
     """
     if not cfg.tracking.enabled:
         return Tracker()
-    from mnist_sweep.tracking.run import MlflowTracker  # imports mlflow
+    from mnist_sweep.tracking.run import MlflowTracker, check_store, store_uri  # imports mlflow
 
+    if trial.number is None:
+        check_store(store_uri(cfg.tracking.uri, cfg.store))
     tags = {"overrides": " ".join(overrides), "directory": str(directory)}
     if "model" in choices:
         tags["model"] = choices["model"]

@@ -17,6 +17,7 @@ from mlflow.models import Model as Model
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from omegaconf import DictConfig
+from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 from torch import nn
 
@@ -53,6 +54,8 @@ def connect(uri: str) -> MlflowClient:
 
 def check_server(uri: str) -> None:
     """Raise UserError if `uri` names a server that does not answer. MLflow would try for minutes."""
+    if uri.startswith(("postgresql", "mysql", "mssql")):
+        _check_database(uri)
     if not uri.startswith(("http://", "https://")):
         return
     # with the user's credentials, because a proxy in front of the server may want them
@@ -74,6 +77,15 @@ def check_server(uri: str) -> None:
         raise UserError(
             f"tracking.uri={uri} answers {answer.status_code} {answer.reason}: expected an MLflow server"
         )
+
+
+def _check_database(uri: str) -> None:
+    try:
+        with create_engine(uri).connect():
+            pass
+    except (SQLAlchemyError, ImportError) as error:
+        reason = mask_in(str(error).partition("\n")[0], uri)
+        raise UserError(f"tracking.uri={mask_url(uri)} cannot be opened: {reason}") from error
 
 
 @contextmanager

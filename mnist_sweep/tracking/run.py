@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from mnist_sweep.common import processes
+from mnist_sweep.common import processes, sqlite
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.common.files import make_database, make_folder
 from mnist_sweep.common.secrets import mask_in, mask_url, masked
 from mnist_sweep.tracking import provenance
-from mnist_sweep.tracking.queries import check_server, find_runs, store_errors, tag_is
+from mnist_sweep.tracking.queries import connect, find_runs, store_errors, tag_is
 from mnist_sweep.tracking.retry import RETRY_FOR_S, retried
 from mnist_sweep.tracking.tracker import Tracker
 
@@ -68,15 +68,15 @@ def store_uri(uri: str | None, store: str) -> str:
 def prepare(uri: str, store: str, experiment: str) -> str:
     """Create the store and the experiment if needed, and close the runs of dead processes.
 
-    A file lock protects the creation: two processes that create one SQLite file corrupt it.
+    A file lock protects the creation: two processes that create one SQLite file corrupt it. MLflow
+    waits for a server that is away: `check_store` refuses it at once.
 
     Returns:
         The experiment's id.
 
     Raises:
-        UserError: the server does not answer, the database does not open, or `store` is not writable.
+        UserError: the database does not open, or `store` is not writable.
     """
-    check_server(uri)
     folder = Path(store).resolve()
     try:
         make_folder(folder)
@@ -94,6 +94,14 @@ def prepare(uri: str, store: str, experiment: str) -> str:
     except OSError as error:
         raise UserError(f"cannot write to store={store} ({error.strerror or error})") from error
     return experiment_id
+
+
+def check_store(uri: str) -> None:
+    """Raise UserError if no store can be opened or created at `uri`."""
+    if uri.startswith("sqlite:///"):
+        sqlite.check_file(Path(uri.removeprefix("sqlite:///")), f"tracking.uri={uri}")
+    else:
+        connect(uri)
 
 
 def close_dead_runs(client: MlflowClient, experiment_id: str) -> None:

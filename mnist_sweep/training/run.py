@@ -87,9 +87,25 @@ def log_model(tracker: Tracker, cfg: DictConfig, model: nn.Module, data: Dataset
     tracker.log_model(model, example, data.classes, saved.save_in)
 
 
+def rehearse(cfg: DictConfig, data: Dataset) -> None:
+    """Build what a run needs, on the CPU, and throw it away. Raises UserError like `train`."""
+    pick_device(cfg.device)
+    model = build_model(cfg.model, data)
+    check_sizes(cfg, model, data)
+    optimizer = build(cfg.optimizer, model.parameters())
+    build_schedule(cfg.scheduler, optimizer, total_steps=100)
+
+
 def build_model(cfg: DictConfig, data: Dataset) -> nn.Module:
-    """Build the network of the config group `model`, with its normalisation, on the data's device."""
+    """Build the network of the config group `model`, with its normalisation, on the data's device.
+
+    Raises:
+        UserError: the network cannot be built, or does not map images of this shape to logits.
+    """
     net = build(cfg, in_shape=data.shape, n_classes=len(data.classes))
+    if not isinstance(net, nn.Module):
+        raise UserError(f"model._target_={cfg._target_}: expected a class of networks (nn.Module)")
+    models.check_logits(net, data.shape, len(data.classes))
     model = models.Classifier(net, data.mean, data.std).to(data.train.images.device)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 

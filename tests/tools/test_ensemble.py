@@ -131,7 +131,7 @@ def test_without_shared_validation_images_all_weights_are_one(
     ("arguments", "expected"),
     [
         ([], "expected either sweep=<name> or runs=<run id>,<run id>"),
-        (["sweep=s", "rounds=0"], "rounds=0: expected at least 1"),
+        (["sweep=s", "rounds=0"], "rounds=0: expected a number above 0"),
         (['sweep=it\'s "x"'], 'sweep=it\'s "x": expected a name without both kinds of quotes'),
         (["sweep=s", "model_name="], "model_name=: expected the name of a registered model"),
         (["sweep=s", "model_name=a/b"], "model_name=a/b: expected the name of a registered model"),
