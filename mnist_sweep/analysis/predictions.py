@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from omegaconf import DictConfig
 
 from mnist_sweep.analysis import figures, metrics
 from mnist_sweep.analysis.figures import Figure
+from mnist_sweep.common.configs import plain_node
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.data.dataset import Dataset, load_dataset
 from mnist_sweep.tracking import queries
@@ -73,13 +75,34 @@ def _unique(names: Sequence[str]) -> list[str]:
 
 def load_data(uri: str, predictions: Predictions) -> Dataset | None:
     """Load the dataset of the predictions; log a warning and return None if that is impossible."""
-    cfg = queries.config_of(uri, predictions.run_ids[0])
+    run_id = predictions.run_ids[0]
     try:
-        data = load_dataset(cfg.data)
+        cfg = plain_node(queries.config_of(uri, run_id), "data", f"run {run_id}")
+        data = load_recorded(cfg, f"run {run_id}")
     except UserError as error:
         log.warning("no figures of the test images: %s", error)
         return None
-    return data if np.array_equal(data.test.labels.numpy(), predictions.test_labels) else None
+    same = data.digest == queries.data_digest(uri, run_id)
+    return data if same and np.array_equal(data.test.labels, predictions.test_labels) else None
+
+
+def load_recorded(cfg: DictConfig, origin: str) -> Dataset:
+    """Load the dataset of a recorded configuration, which no schema has checked.
+
+    Args:
+        cfg: the configuration node `data`.
+        origin: what recorded it, for the error.
+
+    Raises:
+        UserError: it does not load, for whatever reason.
+    """
+    try:
+        return load_dataset(cfg)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{origin}: its recorded data does not load: {reason}") from error
 
 
 def hardest_images(predictions: Predictions) -> NDArray[np.int64]:
