@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +55,7 @@ def load_predictions(uri: str, runs: Sequence[Run]) -> Predictions:
     stored = []
     for run in runs:
         with queries.artifact(uri, run.info.run_id, "predictions.npz") as path:
-            stored.append(dict(np.load(path)))
+            stored.append(_read(path, run.info.run_id))
     shared = all(np.array_equal(s["val_indices"], stored[0]["val_indices"]) for s in stored)
     return Predictions(
         run_ids=[run.info.run_id for run in runs],
@@ -66,6 +68,23 @@ def load_predictions(uri: str, runs: Sequence[Run]) -> Predictions:
         val=np.stack([s["val_probabilities"] for s in stored]) if shared else None,
         val_labels=stored[0]["val_labels"],
     )
+
+
+def _read(path: Path, run_id: str) -> dict[str, NDArray[Any]]:
+    """Read the arrays of a predictions.npz. Raises UserError if it is damaged or another file."""
+    try:
+        with np.load(path) as file:  # refuses pickles
+            arrays = dict(file)
+        for split in ("val", "test"):
+            n, _ = arrays[f"{split}_probabilities"].shape
+            if arrays[f"{split}_labels"].shape != (n,):
+                raise ValueError(f"{split}_labels do not fit {split}_probabilities")
+        if arrays["val_indices"].shape != arrays["val_labels"].shape:
+            raise ValueError("val_indices do not fit val_labels")
+    except Exception as error:  # numpy and zipfile raise many kinds
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"run {run_id}: its predictions.npz is damaged: {reason}") from error
+    return arrays
 
 
 def _unique(names: Sequence[str]) -> list[str]:
