@@ -5,18 +5,24 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from mnist_sweep.common.errors import UserError
 
 # Keys that say how a command runs, not what it trains.
 _COMMAND_KEYS = ("trainer.resume", "sweep")
+MAX_VALUES = 10_000  # of a recorded configuration; those of this package have about 100
 _OWN_VARIABLE = r"\$\{oc\.env:MNIST_SWEEP_\w+(,[^${}]*)?\}"
 
 
 def read_config(path: Path) -> DictConfig:
     """Read the configuration that a run recorded. Raises UserError if the file contains none."""
     try:
+        with path.open("rb") as file:
+            # a few lines of references to references would unfold to gigabytes; Hydra writes none
+            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(file)):
+                raise ValueError("it has YAML aliases")
         cfg = OmegaConf.load(path)
     except Exception as error:  # YAML and OmegaConf raise many kinds for a damaged file
         reason = " ".join(str(error).split())[:200]
@@ -40,6 +46,7 @@ def plain_node(cfg: DictConfig | dict[str, Any], key: str, origin: object) -> Di
     """
     try:
         raw = OmegaConf.to_container(cfg) if isinstance(cfg, DictConfig) else cfg
+        _check_size(raw)
         plain = OmegaConf.create(_without_resolvers(raw))
         node = OmegaConf.to_container(plain[key], resolve=True, throw_on_missing=True)
     except Exception as error:  # OmegaConf and its grammar raise many kinds
@@ -48,6 +55,17 @@ def plain_node(cfg: DictConfig | dict[str, Any], key: str, origin: object) -> Di
     if not isinstance(node, dict):
         raise UserError(f"{origin}: its configuration has no usable `{key}`: expected key: value")
     return OmegaConf.create(node)
+
+
+def _check_size(node: Any) -> None:
+    """Raise ValueError if a configuration has too many values, or contains itself."""
+    n_values, left = 0, [node]
+    while left:
+        n_values, value = n_values + 1, left.pop()
+        if n_values > MAX_VALUES:
+            raise ValueError(f"it has more than {MAX_VALUES} values")
+        if isinstance(value, dict | list):
+            left += value.values() if isinstance(value, dict) else value
 
 
 def _without_resolvers(node: Any) -> Any:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from mnist_sweep.analysis.predictions import load_recorded
 from mnist_sweep.common.configs import plain_node, read_config
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.common.secrets import mask_url
@@ -112,7 +113,7 @@ def load_data_for(model: TrainedModel, cfg: DictConfig, overrides: Sequence[str]
         for key in given:
             if key.startswith("data."):
                 OmegaConf.update(settings, key, OmegaConf.select(cfg, key), force_add=True)
-        data = _load_recorded(settings.data, model)
+        data = load_recorded(settings.data, f"model={model.name}")
         digest = model.data_digest
         if model.run_id is not None:
             digest = queries.data_digest(store_uri(cfg.tracking.uri, cfg.store), model.run_id)
@@ -128,17 +129,6 @@ def load_data_for(model: TrainedModel, cfg: DictConfig, overrides: Sequence[str]
             )
     check_data_fits(model, data)
     return data
-
-
-def _load_recorded(settings: DictConfig, model: TrainedModel) -> Dataset:
-    """Load the dataset of a recorded configuration, which no schema has checked."""
-    try:
-        return load_dataset(settings)
-    except UserError:
-        raise
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"model={model.name}: its recorded data does not load: {reason}") from error
 
 
 def _training_config(model: TrainedModel, cfg: DictConfig) -> Any:
@@ -177,7 +167,8 @@ def _default_source(uri: str, cfg: DictConfig) -> str:
 def load_from_mlflow(uri: str, name: str, *, trust: bool = False) -> TrainedModel:
     """Load the model of a run id or of models:/... from MLflow. Raises UserError like `load_model`."""
     with queries.model_folder(uri, _model_uri(name)) as (folder, description):
-        path, run_id = folder / "extra_files" / FILE, description.run_id
+        path = folder / "extra_files" / FILE
+        run_id = description.run_id if isinstance(description.run_id, str) else None
         if path.is_file():
             with _named(name):
                 saved = SavedModel.load(path)
@@ -187,10 +178,10 @@ def load_from_mlflow(uri: str, name: str, *, trust: bool = False) -> TrainedMode
                 f"model={name} has no {FILE}, and loading its other files can run any code in them; "
                 f"{TRUST}{_hint(uri, run_id)}"
             )
-        return _load_trusted(folder, description, name)
+        return _load_trusted(folder, description, name, run_id)
 
 
-def _load_trusted(folder: Path, description: Model, name: str) -> TrainedModel:
+def _load_trusted(folder: Path, description: Model, name: str, run_id: str | None) -> TrainedModel:
     """Load a model that another program or version 0.1 logged. This runs any code in its files."""
     file = folder / "data" / "model.pt2"
     try:
@@ -210,7 +201,7 @@ def _load_trusted(folder: Path, description: Model, name: str) -> TrainedModel:
         classes=(description.metadata or {}).get("classes"),
         name=name,
         n_bytes=description.model_size_bytes or 0,
-        run_id=description.run_id,
+        run_id=run_id,
     )
 
 

@@ -5,9 +5,11 @@ Both are written atomically and hold only tensors and plain values, so loading o
 
 import logging
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -158,7 +160,13 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a file of another kind
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:  # its text explains how to load the file anyway
+        raise UserError(
+            f"{path} is damaged, or holds more than tensors and plain values"
+        ) from error
     except Exception as error:  # torch raises many kinds for a damaged file
         lines = str(error).splitlines() or [type(error).__name__]
         raise UserError(f"{path} is damaged or is not a checkpoint: {lines[0]}") from error

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -61,6 +62,7 @@ def test_plain_node_calls_no_resolver(
         b"a: !!python/name:os.system",
         b"[" * 5000,
         b"a: 1\na: 2",
+        b"a: &x [1]\nmodel: {b: *x}",
     ],
 )
 def test_file_that_is_no_configuration(content: bytes, tmp_path: Path) -> None:
@@ -77,3 +79,14 @@ def test_file_that_is_no_configuration(content: bytes, tmp_path: Path) -> None:
 def test_node_of_another_kind_is_refused(model: object) -> None:
     with pytest.raises(UserError, match="no usable `model`"):
         plain_node(OmegaConf.create({"model": model}), "model", "x.yaml")
+
+
+def test_configuration_that_contains_itself_or_unfolds_is_refused() -> None:
+    itself: dict[str, Any] = {}
+    itself["model"] = itself
+    unfolding: dict[str, Any] = {"model": {}}
+    for _ in range(30):
+        unfolding = {"model": [unfolding, unfolding]}
+    for cfg in (itself, unfolding):
+        with pytest.raises(UserError, match="more than 10000 values"):
+            plain_node(cfg, "model", "x.yaml")

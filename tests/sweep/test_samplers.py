@@ -13,6 +13,7 @@ from optuna.samplers import CmaEsSampler
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.sweep import samplers
 from tests.helpers.cli import cli
+from tests.helpers.hostile import Marked
 
 CMAES = {"_target_": "optuna.samplers.CmaEsSampler", "n_startup_trials": 1}
 WRAPPED = {
@@ -50,16 +51,6 @@ def test_other_samplers_need_no_trust() -> None:
     for name in ("TPESampler", "RandomSampler", "GPSampler", "NSGAIISampler", "NSGAIIISampler"):
         samplers.check(settings(sampler={"_target_": f"optuna.samplers.{name}"}))
     samplers.check(settings(sampler=None))
-
-
-class Marked:
-    """Creates the file `path` when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
 
 
 def test_pickle_in_a_shared_database_is_not_loaded(fresh: Path, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def record(
         )
         OmegaConf.save({"data": DATA}, folder / "config.yaml")
 
-    tags = {"sweep": "s", "data.sha256": "0"}
+    tags = {"sweep": "s", "data.sha256": embedded_mnist().digest}
     with start_run(*opened, name=f"m{wrong_on}", tags=tags, params={}) as tracker:
         tracker.log_artifacts(write)
         tracker.log_metrics({"test/loss": 0.0}, step=1)

@@ -27,6 +27,7 @@ from mnist_sweep.tools.export import export_pt2
 from mnist_sweep.tools.trained_model import load_data_for, load_model
 from tests.helpers.cli import tool
 from tests.helpers.configs import composed
+from tests.helpers.hostile import Marked
 from tests.helpers.pictures import draw_digit
 from tests.helpers.trained import directory, run_id, store
 
@@ -84,16 +85,6 @@ def exported() -> Path:
     path = store() / "m.pt2"
     export_pt2(load_model(settings(), run_id()), path)
     return path
-
-
-class Marked:
-    """Creates the file `path` when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
 
 
 Parts = dict[str, bytes]  # files of a .pt2 by their names

@@ -20,6 +20,7 @@ from mnist_sweep.training.config import TrainerConfig
 from mnist_sweep.training.run import resume, train
 from tests.helpers.cli import ROOT
 from tests.helpers.configs import composed
+from tests.helpers.hostile import Marked
 from tests.helpers.toy import N_TRAIN, MemoryTracker, toy_trainer
 
 
@@ -198,6 +199,18 @@ def test_resume_of_something_else(run: Path, tmp_path: Path) -> None:
     for path, message in expected.items():
         with pytest.raises(UserError, match=message):
             resume(composed(f"trainer.resume={path}"), toy_trainer(tmp_path / "new"))
+
+
+def test_pickle_runs_no_code_and_the_error_does_not_say_how_to(tmp_path: Path) -> None:
+    for new_format in (True, False):
+        torch.save(
+            {"model": Marked(tmp_path / "ran")},
+            tmp_path / checkpoint.BEST,
+            _use_new_zipfile_serialization=new_format,
+        )
+        with pytest.raises(UserError, match=r"best\.pt is damaged, or holds more than tensors"):
+            checkpoint.load_best(tmp_path)
+        assert not (tmp_path / "ran").exists()
 
 
 def test_restore_refuses_a_file_without_a_key(run: Path, tmp_path: Path) -> None:
