@@ -49,7 +49,7 @@ def store_uri(uri: str | None, store: str) -> str:
     Raises:
         UserError: the URL contains another kind of secret, which MLflow would not send to the server.
     """
-    if uri is None:
+    if not uri:
         return f"sqlite:///{Path(store).resolve()}/mlflow.db"
     if not uri.startswith(("http://", "https://")):
         return uri
