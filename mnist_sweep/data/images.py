@@ -16,6 +16,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".t
 DIGITS = tuple("0123456789")
 MAX_PIXELS = 50_000_000  # larger pictures are refused before they are decoded
 MAX_WEBP_PIXELS = 20_000_000  # its decoder takes 16 bytes a pixel, the others at most 8
+MAX_BYTES = 1_000_000_000  # the WebP decoder reads the whole file
 STRIP_PIXELS = 1_000_000  # of a deep picture that is converted at a time
 WORKING_SIZE = 560  # pixels; the longer side of a picture is reduced to this first
 BOX, SIZE = 20, 28  # pixels; MNIST fits the digit into a box and centres it in the image
@@ -60,8 +61,11 @@ def read_picture(source: Path | BinaryIO) -> Image.Image:
         UserError: the file is missing, not a regular file or not a readable picture, or the picture
             has too many pixels.
     """
-    if isinstance(source, Path) and not os.path.isfile(source):  # opening a FIFO would wait
-        raise UserError("not a regular file" if os.path.lexists(source) else "no such file")
+    if isinstance(source, Path):
+        if not os.path.isfile(source):  # opening a FIFO would wait
+            raise UserError("not a regular file" if os.path.lexists(source) else "no such file")
+        if os.path.getsize(source) > MAX_BYTES:
+            raise UserError(f"more than {MAX_BYTES:,} bytes")
     try:
         # Pillow goes by the content of a file: EPS in a .png would start Ghostscript
         with Image.open(source, formats=FORMATS) as picture:

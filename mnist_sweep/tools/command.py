@@ -151,7 +151,9 @@ def compose_config(
         with open_dict(cfg):
             del cfg["hydra"]
         for key, value in texts.items():
-            cfg[key] = value
+            cfg[key] = (
+                [_literal(each) for each in value] if isinstance(value, list) else _literal(value)
+            )
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(explain(error)) from error
     return cfg, choices
@@ -160,6 +162,11 @@ def compose_config(
 def _with_alias(problem: str) -> str:
     """Name a setting in a message as the command line does."""
     return re.sub(r"^\w+", lambda key: ALIASES.get(key[0], key[0]), problem)
+
+
+def _literal(text: str | None) -> str | None:
+    """Escape what OmegaConf would interpolate: a file may be named ${oc.env:HOME}."""
+    return None if text is None else re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
 def _help(name: str, tool: Tool, program: str) -> str:

@@ -6,9 +6,8 @@ the Host header.
 """
 
 import ipaddress
+import re
 import socket
-from contextlib import suppress
-from urllib.parse import urlsplit
 
 
 def refusal(host: str | None, origin: str | None, served: str) -> str | None:
@@ -27,10 +26,12 @@ def refusal(host: str | None, origin: str | None, served: str) -> str | None:
 
 
 def _is_own_name(host: str, served: str) -> bool:
-    with suppress(ValueError):
-        name = urlsplit(f"//{host}").hostname or ""
-        if name in ("localhost", served.lower(), socket.gethostname().lower()):
-            return True
-        ipaddress.ip_address(name)  # no name, so nobody can point it elsewhere
+    matched = re.fullmatch(r"(\[[0-9a-f:]+\]|[\w.-]+)(:\d+)?", host.lower())
+    name = matched[1] if matched else ""
+    if name and name in ("localhost", served.lower(), socket.gethostname().lower()):
         return True
-    return False
+    try:
+        ipaddress.ip_address(name.strip("[]"))  # no name, so nobody can point it elsewhere
+    except ValueError:
+        return False
+    return True

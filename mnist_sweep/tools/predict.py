@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,6 @@ def run(cfg: DictConfig, _overrides: Sequence[str]) -> None:
 
     model = load_model(cfg)
     classes = [f"p({c})" for c in model.classes] if cfg.probabilities else []
-    write = _line_writer(cfg.format, ["file", "class", "probability", *classes])
 
     def read(path: Path) -> NDArray[np.uint8] | UserError:
         try:
@@ -41,7 +40,8 @@ def run(cfg: DictConfig, _overrides: Sequence[str]) -> None:
             return error
 
     n_unreadable = 0
-    with ThreadPoolExecutor(THREADS) as pool:
+    with _stdout() as out, ThreadPoolExecutor(THREADS) as pool:
+        write = _line_writer(out, cfg.format, ["file", "class", "probability", *classes])
         for first in range(0, len(paths), BATCH):
             batch = paths[first : first + BATCH]
             readable = []
@@ -78,15 +78,25 @@ def expand(paths: Sequence[str]) -> list[Path]:
                 f"{path}: expected a folder with images ({', '.join(sorted(SUFFIXES))})"
             )
         files += found
-    if not files:
+    if not all(paths) or not files:  # Path("") is the current folder
         raise UserError("expected image files or folders of image files")
     return files
 
 
-def _line_writer(form: str, columns: Sequence[str]) -> Callable[[dict[str, Any]], object]:
-    """Return a function that prints a row as JSON, or as CSV after a header."""
+def _stdout() -> TextIO:
+    """Open standard output so that it takes the names of files as they are, in any encoding."""
+    encoding = sys.stdout.encoding
+    return open(
+        sys.stdout.fileno(), "w", encoding=encoding, errors="surrogateescape", closefd=False
+    )
+
+
+def _line_writer(
+    out: TextIO, form: str, columns: Sequence[str]
+) -> Callable[[dict[str, Any]], object]:
+    """Return a function that writes a row as JSON, or as CSV after a header."""
     if form == "json":
-        return lambda row: print(json.dumps(row))
-    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
+        return lambda row: print(json.dumps(row), file=out)
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
     return writer.writerow

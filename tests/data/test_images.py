@@ -243,6 +243,11 @@ def test_path_that_is_no_readable_file_is_refused(tmp_path: Path) -> None:
     for name in ("none.png", "x" * 300):
         with pytest.raises(UserError, match="no such file"):
             images.read_image(tmp_path / name, SHAPE)
+    with (tmp_path / "sparse.webp").open("wb") as file:
+        file.write(b"RIFF\xff\xff\xff\x7fWEBPVP8 ")
+        file.truncate(30_000_000_000)
+    with pytest.raises(UserError, match="more than 1,000,000,000 bytes"):
+        images.read_image(tmp_path / "sparse.webp", SHAPE)
     for parent in tmp_path.parents[:3]:
         parent.chmod(0o755)
     tmp_path.chmod(0o755)

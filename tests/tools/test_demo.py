@@ -97,6 +97,7 @@ def test_unreadable_picture_is_refused(url: str, content: bytes, message: str) -
         ({"Host": "elsewhere.example"}, 403, "Host elsewhere.example"),
         ({"Host": "elsewhere.example", "Origin": "http://elsewhere.example"}, 403, "Host"),
         ({"Host": "[::1"}, 403, "Host"),
+        ({"Host": "elsewhere.example@127.0.0.1"}, 403, "Host"),
         ({"Origin": "https://elsewhere.example"}, 403, "Origin https://elsewhere.example"),
         ({"Origin": "null"}, 403, "Origin null"),
         ({"Origin": "http://127.0.0.1:1"}, 403, "Origin http://127.0.0.1:1"),
@@ -154,6 +155,8 @@ def test_client_that_leaves_harms_no_other(url: str) -> None:
     send(url, head(url, 1000) + DIGIT[:500]).close()
     send(url, head(url, len(DIGIT)) + DIGIT).close()
     send(url, b"nonsense\r\n\r\n").close()
+    broken = head(url, 0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked") + b"zzz\r\n"
+    assert receive(send(url, broken))[0] == 400
     assert post(url, DIGIT)[0] == 200  # the fixture checks that nothing was written to stderr
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.tools.predict import expand
-from tests.helpers.cli import start, tool
+from tests.helpers.cli import ROOT, run, start, tool
 from tests.helpers.pictures import as_file, draw_digit
 from tests.helpers.trained import directory, store
 
@@ -77,12 +77,34 @@ def test_predict_names_unreadable_files_and_classifies_the_others(folder: Path) 
     assert "Traceback" not in done.stderr
 
 
+def test_predict_takes_the_names_of_files_as_they_are(tmp_path: Path) -> None:
+    names = [
+        b"${oc.env:HOME}.png",
+        b"\\${x}.png",
+        b"\xff.png",
+        b"[1].png",
+        b"store=x.png",
+        b"a,'b.png",
+    ]
+    paths = [os.fsdecode(os.fsencode(tmp_path) + b"/" + name) for name in names]
+    for path in paths:
+        draw_digit(7).save(path)
+    files = [*paths[:4], "store=x.png", paths[5]]
+    options = {"cwd": tmp_path, "errors": "surrogateescape", "stdout": PIPE, "stderr": PIPE}
+    env = {"PYTHONIOENCODING": "utf-8:strict", "PYTHONPATH": str(ROOT)}
+    done = run("predict", *files, f"store={store()}", fresh=True, env=env, **options)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = list(csv.DictReader(StringIO(done.stdout)))
+    assert [(row["file"], row["class"]) for row in rows] == [(file, "7") for file in files]
+
+
 def test_folder_without_images_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match=rf"{tmp_path}: expected a folder with images \(\.bmp, "):
         expand([str(tmp_path)])
-    with pytest.raises(UserError, match="expected image files"):
-        expand([])
+    for paths in ([], [""]):
+        with pytest.raises(UserError, match="expected image files"):
+            expand(paths)
     assert expand(["x" * 300]) == [Path("x" * 300)]  # an error of this file alone
 
 

@@ -27,7 +27,7 @@ from mnist_sweep.tools.own_requests import refusal
 from mnist_sweep.tools.trained_model import TrainedModel
 
 MAX_BYTES = 10_000_000  # of a picture
-MAX_CONNECTIONS = 50  # more are answered with 503
+MAX_CONNECTIONS = 32  # more are answered with 503
 CONNECTION_S = 30.0  # a connection is cut after this, whatever it waits for
 PAGE = Path(__file__).with_name("page.html")
 
@@ -42,12 +42,18 @@ def make_server(
             super().connection_made(transport)
             self.loop.call_later(connection_s, transport.abort)
 
+        def send_400_response(self, msg: str) -> None:
+            if self.cycle is not None:  # the body breaks the protocol: the application is too late
+                self.cycle.disconnected = True
+            super().send_400_response(msg)
+
     config = uvicorn.Config(
         app,
         host=host,
         port=port,
         http=Connection,
         ws="none",
+        proxy_headers=False,
         lifespan="off",
         limit_concurrency=MAX_CONNECTIONS,
         headers=[("Connection", "close")],  # one request each, so that `connection_s` limits it
