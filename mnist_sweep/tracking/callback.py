@@ -104,13 +104,14 @@ class RecordSweep(SweepCallback):
             parameters: what was searched, the most important first.
         """
         from mnist_sweep.tracking import view
+        from mnist_sweep.tracking.retry import retried
 
         client = self._tracker.client
         names = [name.lstrip("+") for name in parameters]
         self._tracker.set_tags({view.PARAMETERS: json.dumps(names)})
         try:
             summary = client.get_run(self._tracker.run_id)
-            view.save(client, summary.info.experiment_id, [summary])
+            retried(partial(view.save, client, summary.info.experiment_id, [summary]))
         except Exception as error:  # without it the link opens MLflow's plain page
             log.warning("the comparison in MLflow's UI was not composed: %s", error)
 

@@ -1,14 +1,18 @@
 """Links to the pages of MLflow's UI."""
 
+import logging
 import shlex
 from collections.abc import Sequence
 
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from mnist_sweep.common.secrets import mask_url
 from mnist_sweep.tracking import queries, view
 from mnist_sweep.tracking.config import UI_PORT
 from mnist_sweep.tracking.run import store_uri
+
+log = logging.getLogger(__name__)
 
 UI_HOST = "127.0.0.1"
 EXPERIMENTS = "/#/experiments"
@@ -46,8 +50,11 @@ def ui_links(uri: str, port: int, sweeps: Sequence[str]) -> dict[str, str]:
     if found:
         experiment_id = found[0].info.experiment_id
         names = [sweep.data.tags["sweep"] for sweep in found]
-        view.save(client, experiment_id, found)
         title = f"{'sweep' if len(names) == 1 else 'sweeps'} {', '.join(names)}"
+        try:
+            view.save(client, experiment_id, found)
+        except MlflowException as error:  # a store that cannot be written can still be looked at
+            log.warning("the page of %s was not renewed: %s", title, str(error).splitlines()[0])
         pages[title] = runs_page(experiment_id, names)
     return {title: ui_url(page, port) for title, page in pages.items()}
 

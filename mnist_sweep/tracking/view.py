@@ -10,14 +10,12 @@ import json
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, count, islice
 from typing import Any
 
 from mlflow import MlflowClient
 
 from mnist_sweep.tracking.queries import IS_TRIAL, Run, find_runs, tag_is
-from mnist_sweep.tracking.retry import retried
 from mnist_sweep.tracking.tracker import CONFUSION_MATRIX
 
 TAG = "mlflow.sharedViewState."  # and a key, which the link names
@@ -86,8 +84,8 @@ def encode(state: Mapping[str, Any]) -> str:
 def save(client: MlflowClient, experiment_id: str, sweeps: Sequence[Run]) -> None:
     """Save the page that compares sweeps, given by their own runs."""
     name = TAG + key(sweep.data.tags["sweep"] for sweep in sweeps)
-    text = encode(state(compare(client, experiment_id, sweeps)))
-    retried(partial(client.set_experiment_tag, experiment_id, name, text))
+    comparison = compare(client, experiment_id, sweeps)
+    client.set_experiment_tag(experiment_id, name, encode(state(comparison)))
 
 
 def compare(client: MlflowClient, experiment_id: str, sweeps: Sequence[Run]) -> Comparison:

@@ -1,12 +1,16 @@
 """Links to MLflow's UI, and the commands that serve it."""
 
+import contextlib
+import sqlite3
 from pathlib import Path
+
+import pytest
 
 from mnist_sweep.tools.command import compose_config
 from mnist_sweep.tracking import view
 from mnist_sweep.tracking.config import UI_PORT
-from mnist_sweep.tracking.links import comparison_link, runs_page
-from mnist_sweep.tracking.run import store_uri
+from mnist_sweep.tracking.links import comparison_link, runs_page, ui_links
+from mnist_sweep.tracking.run import prepare, store_uri, sweep_run
 
 
 def test_link_of_the_own_store_names_the_tool_and_its_default_port(tmp_path: Path) -> None:
@@ -35,3 +39,18 @@ def test_page_of_sweeps_opens_their_shared_view() -> None:
     assert one == f"{plain}&viewStateShareKey={view.key(['a+b'])}"
     assert two == f"{plain}&viewStateShareKey={view.key(['a+b', 'c'])}"
     assert one != two
+
+
+def test_store_that_cannot_be_written_has_links_all_the_same(
+    store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = store_uri(None, str(store))
+    experiment_id = prepare(uri, str(store), "mnist_sweep")
+    with sweep_run(uri, experiment_id, "s", tags={}):
+        pass
+    refuse = "BEFORE INSERT ON experiment_tags BEGIN SELECT RAISE(ABORT, 'read-only'); END"
+    with contextlib.closing(sqlite3.connect(store / "mlflow.db")) as database, database:
+        database.execute(f"CREATE TRIGGER refuse {refuse}")
+    assert list(ui_links(uri, 5000, [])) == ["all runs", "sweep s"]
+    assert "the page of sweep s was not renewed: " in caplog.text
+    assert "read-only" in caplog.text
