@@ -143,7 +143,7 @@ def _values(cfg: DictConfig, within: str, inherited: tuple[Rule, ...] = ()) -> I
             reason = str(error.msg or error).splitlines()[0]
             yield _Value(name, problem=f": {reason}", is_interpolation=True)
             continue
-        declared = hints.get(key)
+        declared: Any = hints.get(key)
         rules = declared.__metadata__ if get_origin(declared) is Annotated else inherited
         if not isinstance(value, DictConfig):
             yield _Value(name, value, rules, is_interpolation=is_interpolation)
