@@ -67,7 +67,7 @@ def test_refusing_server_is_named_without_the_password(
     server: str, key: str, tmp_path: Path
 ) -> None:
     url = server.replace("postgres@", "postgres:secret@") + "/nosuch"
-    done = cli("-m", "model=mlp", "data=mnist5k", f"{key}={url}", store=tmp_path / "store")
+    done = cli("-m", "model=mlp,simple", "data=mnist5k", f"{key}={url}", store=tmp_path / "store")
     assert done.returncode == 2
     (line,) = [ln for ln in done.stderr.splitlines() if ln.startswith("error: ")]
     assert f"{url.replace('secret', '***')}" in line
