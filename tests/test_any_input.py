@@ -3,6 +3,7 @@
 import io
 import math
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout, suppress
 
 import optuna
@@ -52,9 +53,13 @@ def run(*arguments: str) -> tuple[int, str]:
     return 0, stderr.getvalue()
 
 
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # `main` sets it
+@pytest.fixture(autouse=True, scope="module")
+def _environment() -> Iterator[None]:
+    """Undo what `main` sets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYDRA_FULL_ERROR", "1")
+        yield
+    GlobalHydra.instance().clear()
 
 
 @few

@@ -220,6 +220,7 @@ RUNS: list[Row] = [
     ("scheduler=cosine scheduler.total_steps_as=null", "CosineAnnealingLR", "T_max"),
     ("scheduler=plateau scheduler.factory.mode=up", "ReduceLROnPlateau", "up"),
     ("scheduler=step scheduler.factory._target_=os.system", "os.system", "not trusted"),
+    ("scheduler=step scheduler.interval=objective", "scheduler.interval=objective", "plateau"),
     ("data.source._target_=os.system", "os.system", "not trusted"),
     ("data.batch_size=101", "data.batch_size=101", "100 training images"),
     ("data.val_size=60000", "data.val_size=60000", "4500 training images"),
