@@ -17,38 +17,6 @@ from mnist_sweep.sweep import Sweep
 from tests.helpers.cli import cli, run, start
 from tests.helpers.configs import composed
 
-BAD_INPUT = {
-    "data=folder data.root=/nonexistent": "data.root=/nonexistent",
-    "data=mnist5k data.batch_size=0": "data.batch_size=0",
-    "data=mnist5k data.batch_size=100000": "data.batch_size=100000",
-    "data=mnist5k model.kernel_size=99 model.padding=valid": "kernel_size=99",
-    "data=mnist5k device=cuda:99": "device=cuda:99",
-    "data=mnist5k model.activation=Rely": "model.activation=Rely",
-    "data=mnist5k trainer.resume=/nonexistent": "/nonexistent",
-    "data=mnist5k tracking.uri=http://127.0.0.1:9": "tracking.uri=http://127.0.0.1:9",
-    "data=mnist5k objective=accuracy": "objective=accuracy",
-    "tracking.uri=${oc.env:NO_SUCH_VARIABLE}": "NO_SUCH_VARIABLE",
-    "-m seed=0,1 sweep.storage=${oc.env:NO_SUCH_VARIABLE}": "NO_SUCH_VARIABLE",
-    "search=tpe": "add -m",
-    "pruner=asha": "add -m",
-    "sweep.n_trials=3": "add -m",
-    "-m data=mnist5k model=simple,nosuch": "model=nosuch",
-    "-m data=mnist5k data.batch_size=0 seed=0,1": "data.batch_size=0",
-    "-m data=folder data.root=/nonexistent seed=0,1": "data.root=/nonexistent",
-    "-m data=mnist5k seed=0,1 sweep.name=..": "sweep.name=..",
-}
-
-
-@pytest.mark.parametrize("arguments", BAD_INPUT)
-def test_command_that_fails_before_training_leaves_nothing(arguments: str, fresh: Path) -> None:
-    done = cli(*arguments.split(), store=fresh)
-    assert done.returncode == 2, done.stdout + done.stderr
-    message = done.stderr.splitlines()[-1]
-    assert message.startswith("error: ")
-    assert BAD_INPUT[arguments] in message
-    assert "Traceback" not in done.stderr
-    assert not fresh.exists()
-
 
 def test_search_on_the_test_set_is_refused() -> None:
     cfg = composed("data=mnist5k")

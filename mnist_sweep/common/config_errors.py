@@ -25,6 +25,8 @@ def explain(error: Exception) -> str:
     message = " ".join(str(error).strip().partition("\n\n")[0].split())
     if ambiguous := re.match(r"Ambiguous value for argument '(.*?)' 1\.", message):
         message = f"{ambiguous[1]}: several values need -m (a sweep); a list is [a,b], a text 'a,b'"
+    elif message.startswith("Config group override must be"):  # Hydra does not say which one
+        message += "; expected the name of a choice, for example model=simple"
     cause = error.__cause__ or error
     return (
         _explain_omegaconf(cause, message) if isinstance(cause, OmegaConfBaseException) else message

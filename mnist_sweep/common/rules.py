@@ -120,10 +120,10 @@ def _depth(value: _Value) -> tuple[bool, int]:
 
 def _values(cfg: DictConfig, within: str, inherited: tuple[Rule, ...] = ()) -> Iterator[_Value]:
     """Yield every value of a configuration, at any depth. `inherited` are the rules of a dictionary."""
-    declared = OmegaConf.get_type(cfg)
+    schema = OmegaConf.get_type(cfg)
     hints: dict[str, Any] = {}
-    if dataclasses.is_dataclass(declared):
-        hints = get_type_hints(declared, include_extras=True)
+    if dataclasses.is_dataclass(schema):
+        hints = get_type_hints(schema, include_extras=True)
     is_open = not hints or "_target_" in hints  # a class may take arguments that no schema lists
     for key in map(str, cfg):
         name = f"{within}.{key}" if within else key
@@ -143,8 +143,8 @@ def _values(cfg: DictConfig, within: str, inherited: tuple[Rule, ...] = ()) -> I
             reason = str(error.msg or error).splitlines()[0]
             yield _Value(name, problem=f": {reason}", is_interpolation=True)
             continue
-        hint = hints.get(key)
-        rules = hint.__metadata__ if get_origin(hint) is Annotated else inherited
+        declared: Any = hints.get(key)
+        rules = declared.__metadata__ if get_origin(declared) is Annotated else inherited
         if not isinstance(value, DictConfig):
             yield _Value(name, value, rules, is_interpolation=is_interpolation)
         elif not is_interpolation:  # otherwise these are values of another key

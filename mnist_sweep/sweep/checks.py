@@ -67,7 +67,7 @@ def check_space(space: Space, config: DictConfig, loader: ConfigLoader) -> None:
         )
 
 
-def rehearse(space: Space, config: DictConfig, directions: list[str]) -> None:
+def rehearse(space: Space, config: DictConfig, directions: list[Any]) -> None:
     """Draw one point in memory: the sampler and the pruner exist, and accept their arguments."""
     settings = config.sweep
     sampler, pruner = samplers.make_sampler(settings), samplers.make_pruner(settings)

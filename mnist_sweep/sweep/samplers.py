@@ -107,7 +107,7 @@ def argument_errors(key: str, node: DictConfig | None) -> Iterator[None]:
     except (TypeError, ValueError, ArithmeticError, AssertionError, NotImplementedError) as error:
         given = OmegaConf.to_container(node) if node is not None else {}
         assert isinstance(given, dict)
-        arguments = ", ".join(f"{k}={v}" for k, v in given.items() if k != "_target_")
+        arguments = ", ".join(f"{k!s}={v}" for k, v in given.items() if k != "_target_")
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{key}: {given.get('_target_')}({arguments}): {reason}") from error
 

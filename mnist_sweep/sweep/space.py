@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, RangeSweep
 from hydra_plugins.hydra_optuna_sweeper._impl import (
     OptunaSweeperImpl,
     create_optuna_distribution_from_override,
@@ -32,6 +32,7 @@ from mnist_sweep.sweep.overrides import choices, from_text
 
 # What the trials of a sweep share, besides OWN_KEYS.
 SWEEP_WIDE = ("hydra", "store", "objective", "direction")
+MAX_POINTS = 100_000  # of a grid
 FORMS = "choice(a, b), range(a, b) or interval(a, b)"
 
 
@@ -81,6 +82,12 @@ class Space:
     def grid(self, config: DictConfig) -> dict[str, dict[str, Any]]:
         """Every combination, keyed by its JSON; the last parameter varies fastest."""
         to_choices = OptunaSweeperImpl._to_grid_sampler_choices
+        sizes = {name: _n_choices(d) for name, d in self.distributions.items()}
+        if math.prod(sizes.values()) > MAX_POINTS:
+            raise UserError(
+                f"a grid of {' x '.join(map(str, sizes.values()))} points ({', '.join(sizes)}): "
+                f"expected at most {MAX_POINTS:,}; a search, for example search=random, draws from it"
+            )
         axes = {name: to_choices(d) for name, d in self.distributions.items()}
         points: dict[str, dict[str, Any]] = {}
         for values in itertools.product(*axes.values()):
@@ -119,6 +126,7 @@ def parse(settings: DictConfig, arguments: list[str]) -> Space:
         intervals.discard(name)
         if override.is_sweep_override():
             _check_may_vary(override)
+            _check_length(override)
             distributions[name] = _distribution(override)
             if override.is_interval_sweep():
                 intervals.add(name)
@@ -142,6 +150,13 @@ def parse(settings: DictConfig, arguments: list[str]) -> Space:
     return Space(distributions, fixed, when, frozenset(intervals))
 
 
+def _n_choices(distribution: Any) -> int:
+    if isinstance(distribution, CategoricalDistribution):
+        return len(distribution.choices)
+    step = distribution.step or 1
+    return int((distribution.high - distribution.low) / step) + 1
+
+
 def _check_may_vary(override: Override) -> None:
     """Raise UserError for what describes the sweep as a whole."""
     key = override.get_key_element().lstrip("+~").partition("@")[0].replace("/", ".")
@@ -149,6 +164,16 @@ def _check_may_vary(override: Override) -> None:
         raise UserError(
             f"{override.input_line}: {key} cannot vary within a sweep; expected one value"
         )
+
+
+def _check_length(override: Override) -> None:
+    """Raise UserError for a range that would become a list of choices which fits into no memory."""
+    value = override.value()
+    if not isinstance(value, RangeSweep) or not (value.shuffle or value.transformers):
+        return
+    start, stop, step = (float(x) for x in (value.start or 0, value.stop or 0, value.step))
+    if step and not abs((stop - start) / step) <= MAX_POINTS:
+        raise UserError(f"{override.input_line}: expected a range of at most {MAX_POINTS:,} values")
 
 
 def _distribution(override: Override) -> BaseDistribution:

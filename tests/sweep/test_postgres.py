@@ -75,7 +75,7 @@ def test_refusing_server_is_named_without_the_password(
     server: str, key: str, tmp_path: Path
 ) -> None:
     url = server.replace("postgres@", "postgres:secret@") + "/nosuch"
-    arguments = ["-m", "model=mlp", "data=mnist5k", f"{key}=${{oc.env:URL}}"]
+    arguments = ["-m", "model=mlp,simple", "data=mnist5k", f"{key}=${{oc.env:URL}}"]
     done = cli(*arguments, store=tmp_path / "store", URL=url)
     assert done.returncode == 2
     (line,) = [ln for ln in done.stderr.splitlines() if ln.startswith("error: ")]
