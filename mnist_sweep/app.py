@@ -2,17 +2,19 @@
 
 import gc
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mnist_sweep import __version__, config
@@ -20,10 +22,14 @@ from mnist_sweep.common.config_errors import explain
 from mnist_sweep.common.configs import is_under
 from mnist_sweep.common.errors import UserError, did_you_mean
 from mnist_sweep.common.program import command_line, program
+from mnist_sweep.common.secrets import mask_url
 from mnist_sweep.sweep import Trial, current_trial
 from mnist_sweep.sweep.config import OWN_KEYS
+from mnist_sweep.sweep.hydra_internals import check_flags
+from mnist_sweep.sweep.overrides import to_text
 from mnist_sweep.tools.command import TOOLS, list_tools, run_tool
 from mnist_sweep.tracking.factory import make_tracker
+from mnist_sweep.tracking.names import run_name
 
 # By default Python collects cyclic garbage every 700 objects, a fifth of the time of the imports to come.
 gc.set_threshold(10_000)
@@ -44,26 +50,34 @@ def task(cfg: DictConfig) -> float:
     trial = current_trial()
     try:
         return _train(cfg, trial)
-    except UserError as error:
+    except (UserError, OmegaConfBaseException) as error:
         if trial.number is not None or WANTS_TRACEBACK:
             raise
-        sys.exit(_fail(str(error)))  # here, because Hydra adds a line to an exception
+        sys.exit(_fail(explain(error)))  # here, because Hydra adds a line to an exception
 
 
 def _train(cfg: DictConfig, trial: Trial) -> float:
     """Supply what `train` needs and Hydra's global state holds."""
     hydra_config = HydraConfig.get()
-    _check_mode(hydra_config.mode, hydra_config.overrides.task)
+    # as written: an interpolation may resolve to a secret, or to nothing in Hydra's own configuration
+    overrides: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+    _check_mode(hydra_config.mode, overrides)
     config.check(cfg)
     from mnist_sweep.training.run import train  # imports torch: not for --help or a config error
 
     if trial.resume_from is not None:
         cfg.trainer.resume = str(trial.resume_from)
     directory = Path(hydra_config.runtime.output_dir)
+    choices = {
+        group: str(choice)
+        for group, choice in hydra_config.runtime.choices.items()
+        if group in cfg and group != "tracking"
+    }
     tracker = make_tracker(
         cfg,
-        model=str(hydra_config.runtime.choices.get("model")),
-        overrides=list(hydra_config.overrides.task),
+        name=run_name(trial, choices["model"]),
+        choices=choices,
+        overrides=overrides,
         directory=directory,
         trial=trial,
     )
@@ -92,6 +106,7 @@ def main() -> None:
     else:
         # Hydra would print its errors and exit with 1. With this set it raises them.
         os.environ["HYDRA_FULL_ERROR"] = "1"
+        _exit_on_error(lambda: check_flags(arguments))
         _exit_on_error(task)
 
 
@@ -99,7 +114,9 @@ def _check_mode(mode: RunMode | None, overrides: Sequence[str]) -> None:
     """Raise UserError if a single run is given settings of a sweep, which would do nothing."""
     for override in overrides if mode is RunMode.RUN else ():
         if is_under(override.lstrip("+~").partition("=")[0], OWN_KEYS):
-            raise UserError(f"{override} configures a sweep, and this is a single run: add -m")
+            raise UserError(
+                f"{mask_url(override)} configures a sweep, and this is a single run: add -m"
+            )
 
 
 def _say_how_to_resume(directory: Path, trial: Trial) -> None:
@@ -107,7 +124,7 @@ def _say_how_to_resume(directory: Path, trial: Trial) -> None:
     from mnist_sweep.training.checkpoint import LAST
 
     if trial.number is None and (directory / LAST).exists():
-        resume = command_line(f"trainer.resume={directory}")
+        resume = command_line(f"trainer.resume={to_text(str(directory))}")
         print(f"interrupted; resume with:\n  {resume}", file=sys.stderr)
 
 
@@ -134,5 +151,8 @@ def _exit_on_error(run: Callable[[], object]) -> None:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    """Print an error as one line, with long values cut, and return the exit code."""
+    line = " ".join(part.strip() for part in message.splitlines())
+    line = re.sub(r"(\S{100})\S{200,}(\S{20})", r"\1...\2", line)
+    print(f"error: {line}", file=sys.stderr)
     return 2

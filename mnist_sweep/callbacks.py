@@ -1,13 +1,20 @@
 """What this application does around a run and before a sweep, as Hydra callbacks."""
 
 import shutil
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from mnist_sweep import config as configuration
+from mnist_sweep.common.config_errors import explain
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.files import make_folder
+from mnist_sweep.common.secrets import check_settings, check_url
 from mnist_sweep.sweep import Sweep, SweepCallback
 from mnist_sweep.sweep.hydra_internals import job_error
 
@@ -15,13 +22,30 @@ if TYPE_CHECKING:
     from mnist_sweep.sweep.callback import Study
 
 
+class RefuseSecrets(Callback):
+    """Ends a command whose settings spell out a secret, before Hydra records the settings."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        try:
+            check_settings(config)
+            check_url(config, "tracking.uri")
+        except (UserError, OmegaConfBaseException) as error:  # a variable may be missing
+            print(f"error: {explain(error)}", file=sys.stderr)
+            sys.exit(2)  # Hydra turns other exceptions of a callback into warnings
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        self.on_run_start(config)
+
+
 class DiscardFailedStart(Callback):
-    """Removes the output directory of a run that exits with code 2 before it trains."""
+    """Makes the output directory of a run, and removes it if the run exits with code 2 before training."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         directory = Path(config.hydra.run.dir).absolute()
         self.directory = directory
         self.created = [p for p in (directory, *directory.parents) if not p.exists()]
+        with suppress(OSError):  # Hydra itself fails next, with an error instead of a warning
+            make_folder(directory)
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         error = job_error(kwargs["job_return"])
@@ -40,19 +64,41 @@ class PrepareSweep(SweepCallback):
     """Checks a sweep's configuration and fetches the data once for all trials."""
 
     def on_sweep_prepare(self, sweep: Sweep) -> None:
-        configuration.check(sweep.example)
+        for cfg in (sweep.example, *sweep.variations):
+            configuration.check(cfg)
         varies = any(name == "data" or name.startswith("data.") for name in sweep.parameters)
         if sweep.config.sweep.dry_run or varies:
             return
         from mnist_sweep.data.dataset import load_dataset  # imports torch
+        from mnist_sweep.training.run import rehearse
 
-        used = load_dataset(sweep.config.data).name
+        data = load_dataset(sweep.config.data)
+        for cfg in _different_to_build(sweep):
+            rehearse(cfg, data)
+        used = data.name
         if used == sweep.config.data.name:
             return
         # the embedded stand-in has its own sizes
         replaced = ("data=", "data.val_size=")
         kept = [override for override in sweep.overrides if not override.startswith(replaced)]
         sweep.overrides = [*kept, f"data={used}"]
+
+
+def _different_to_build(sweep: Sweep) -> list[DictConfig]:
+    """The example, and the variations in which a run is built from other settings."""
+
+    def parts(cfg: DictConfig) -> list[Any]:
+        return [
+            cfg.model,
+            cfg.optimizer,
+            cfg.scheduler,
+            cfg.data.batch_size,
+            cfg.trainer,
+            cfg.device,
+        ]
+
+    first = parts(sweep.example)
+    return [sweep.example, *(cfg for cfg in sweep.variations if parts(cfg) != first)]
 
 
 class KeepBest(SweepCallback):
@@ -65,16 +111,19 @@ class KeepBest(SweepCallback):
         top_k, tracking = sweep.config.sweep.top_k, sweep.config.tracking
         if error is not None or top_k is None:
             return
-        from mnist_sweep.sweep.results import best_trials, trial_directories
+        from mnist_sweep.sweep.results import best_trials
+        from mnist_sweep.sweep.study import get_trials
         from mnist_sweep.training import checkpoint
 
         kept = {trial.number for trial in best_trials(study, top_k)}
-        for number, directory in trial_directories(study).items():
-            if number not in kept:
-                checkpoint.delete(directory)
+        for trial in get_trials(study):
+            if trial.number not in kept:
+                # the study records directories too, but the database may be anybody's
+                checkpoint.delete(sweep.directory / str(trial.number))
         if tracking.enabled:
             from mnist_sweep.tracking.queries import delete_models_of_sweep
             from mnist_sweep.tracking.run import store_uri
 
             uri = store_uri(tracking.uri, sweep.config.store)
-            delete_models_of_sweep(uri, tracking.experiment, sweep.name, kept)
+            artifacts = Path(sweep.config.store) / "artifacts"
+            delete_models_of_sweep(uri, tracking.experiment, sweep.name, kept, artifacts)

@@ -5,23 +5,35 @@ key fails while Hydra composes the configuration, before anything is created. Ea
 schemas of its own settings in its `config.py`.
 """
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from mnist_sweep.architecture import CNNConfig as CNNConfig  # registers the schema
 from mnist_sweep.common.errors import UserError, did_you_mean
+from mnist_sweep.common.rules import NOT_EMPTY, SEED, Matching, problems
 from mnist_sweep.common.schema import schema
 from mnist_sweep.data.config import DataConfig
 from mnist_sweep.sweep.config import SweepConfig
 from mnist_sweep.tracking.config import TrackingConfig
-from mnist_sweep.training.config import EPOCH_METRICS, SchedulerConfig, TrainerConfig
+from mnist_sweep.training.config import (
+    EPOCH_METRICS,
+    RUN_METRICS,
+    TORCH_ARGUMENTS,
+    SchedulerConfig,
+    TrainerConfig,
+)
 
 _PACKAGE = Path(__file__).parent
 # In a checkout conf/ lies beside the package, in a wheel inside it.
 CONF_DIR = next(p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir())
+
+DEVICE = Matching(r"auto|cpu|mps|cuda(:\d{1,3})?", "auto, cpu, cuda, cuda:N or mps")
 
 
 @schema
@@ -33,54 +45,46 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
-    seed: int = 0
-    device: str = "auto"
+    seed: Annotated[int, SEED] = 0
+    device: Annotated[str, DEVICE] = "auto"
     objective: str = "val/accuracy"
     direction: Literal["maximize", "minimize"] = "maximize"
-    store: str = "mlruns"
-
-
-ABOVE_ZERO = (  # where they are set at all
-    *("data.batch_size", "data.val_size", "data.train_size", "optimizer.lr", "trainer.max_epochs"),
-    *("trainer.max_minutes", "trainer.grad_clip", "trainer.micro_batch_size"),
-    "trainer.early_stopping.patience",
-)
+    store: Annotated[str, NOT_EMPTY] = "mlruns"
 
 
 def check(cfg: DictConfig) -> None:
-    """What no single field's type can say. Raises one UserError with every problem found."""
-    problems = []
+    """Check the rules of all fields, and what no single field can say.
 
-    def need(condition: bool, key: str, expected: str) -> None:
-        if not condition:
-            problems.append(f"{key}={OmegaConf.select(cfg, key)}: {expected}")
+    Raises one UserError with every problem found.
+    """
+    found = problems(cfg, TORCH_ARGUMENTS)
+    with suppress(OmegaConfBaseException):  # a value that is missing was found already
+        found += _problems_across_fields(cfg)
+    if found:
+        raise UserError("; ".join(found))
 
-    for metric in cfg.sweep.objectives or ():
-        if metric.startswith("test/"):
-            problems.append(
-                f"sweep.objectives={metric}: a search on the test set would spoil it; expected a "
-                "metric of the validation set"
-            )
+
+def _problems_across_fields(cfg: DictConfig) -> Iterator[str]:
     if cfg.objective not in EPOCH_METRICS:
         hint = did_you_mean(cfg.objective, EPOCH_METRICS)
-        problems.append(
-            f"objective={cfg.objective}: expected one of {', '.join(EPOCH_METRICS)}{hint}"
-        )
-    for key in ("trainer.label_smoothing", "trainer.skip_easiest"):
-        need(0 <= OmegaConf.select(cfg, key) < 1, key, "expected 0 or more and below 1")
-    for key in ("trainer.resize_from", "trainer.resize_epochs"):
-        need(0 < OmegaConf.select(cfg, key) <= 1, key, "expected a share above 0, at most 1")
-    for key in ABOVE_ZERO:
-        value = OmegaConf.select(cfg, key)
-        need(value is None or value > 0, key, "expected a number above 0")
-    for key in ("seed", "data.split_seed"):
-        need(OmegaConf.select(cfg, key) >= 0, key, "expected 0 or more")
-    wanted = "minimize" if cfg.objective.endswith("/loss") else "maximize"
-    need(cfg.direction == wanted, "direction", f"objective={cfg.objective} needs {wanted}")
-    decay = cfg.trainer.ema_decay
-    need(decay is None or 0 < decay < 1, "trainer.ema_decay", "expected a number between 0 and 1")
-    if problems:
-        raise UserError("; ".join(problems))
+        yield f"objective={cfg.objective}: expected one of {', '.join(EPOCH_METRICS)}{hint}"
+    if cfg.direction != (wanted := _direction(cfg.objective)):
+        yield f"direction={cfg.direction}: objective={cfg.objective} needs {wanted}"
+    for metric, direction in (cfg.sweep.objectives or {}).items():
+        key, known = f"sweep.objectives={metric}", (*EPOCH_METRICS, *RUN_METRICS)
+        if metric.startswith("test/"):
+            yield (
+                f"{key}: a search on the test set would spoil it; expected a metric of the "
+                "validation set"
+            )
+        elif metric not in known:
+            yield f"{key}: expected one of {', '.join(known)}{did_you_mean(metric, known)}"
+        elif metric in EPOCH_METRICS and direction != (wanted := _direction(metric)):
+            yield f"{key}: {direction}; expected {wanted}"
+
+
+def _direction(metric: str) -> str:
+    return "minimize" if metric.endswith("/loss") else "maximize"
 
 
 def config_groups() -> str:

@@ -168,6 +168,25 @@ def summary(model: nn.Module, in_shape: tuple[int, int, int]) -> list[tuple[str,
     return rows
 
 
+def check_logits(model: nn.Module, in_shape: tuple[int, int, int], n_classes: int) -> None:
+    """Raise UserError if a network does not map images [N, C, H, W] to logits [N, n_classes]."""
+    training = model.training
+    name, images = type(model).__name__, [2, *in_shape]
+    try:
+        with torch.no_grad():
+            output = model.eval()(torch.zeros(images))
+    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"model: {name} cannot process images {images}: {reason}") from error
+    finally:
+        model.train(training)
+    shape = list(getattr(output, "shape", ()))
+    if shape != [2, n_classes]:
+        raise UserError(
+            f"model: {name} gives {shape} for 2 images, expected logits {[2, n_classes]}"
+        )
+
+
 def can_train_on_one_image(model: nn.Module, in_shape: tuple[int, int, int]) -> bool:
     """Return whether a batch may have one image. Batch norm has no variance over a single number."""
     model = copy.deepcopy(

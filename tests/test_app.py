@@ -21,65 +21,20 @@ def error_of(*arguments: str, store: Path, **env: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("argument", "expected"),
-    [
-        ("model=simpel", ["model=simpel", "did you mean 'simple'?", "deeper", "vgg"]),
-        ("data=mnits", ["did you mean 'mnist'?", "fashion_mnist"]),
-        ("optimizer.lrr=1", ["optimizer.lrr", "did you mean 'lr'?", "weight_decay"]),
-        ("data.batchsize=1", ["did you mean 'batch_size'?"]),
-        ("model.stage=[[1]]", ["did you mean 'stages'?"]),
-        ("optimiser.lr=1", ["optimiser", "did you mean 'optimizer'?"]),
-        ("optimizer.lr=fast", ["optimizer.lr", "'fast'", "Float"]),
-        ("model.stages=[[3,x]]", ["model.stages", "'x'", "Integer"]),
-        ("trainer.precision=fp8", ["trainer.precision", "fp8", "bf16"]),
-        ("trainer.max_epochs=1.5", ["trainer.max_epochs", "1.5"]),
-        ("model=null", ["group override must be"]),
-    ],
-)
-def test_composition_mistake_creates_nothing(
-    argument: str, expected: list[str], fresh: Path
-) -> None:
-    message = error_of(argument, store=fresh)
-    assert all(part in message for part in expected), message
-    assert not fresh.exists()
-
-
-@pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["device=gpu"], ["device=gpu", "auto, cpu, cuda, cuda:N or mps"]),
-        (["device=cuda:99"], ["device=cuda:99", "device=auto"]),
+        (["model=null"], ["group override must be"]),
         (["data.val_size=4500"], ["val_size=4500", "4500 training images"]),
-        (["data.batch_size=0", "seed=-1"], ["data.batch_size=0", "above 0", "seed=-1"]),
-        (["data.batch_size=101"], ["data.batch_size=101", "100 training images"]),
         (["model=m3", "data.batch_size=33"], ["data.batch_size=33", "one of 100", "batch norm"]),
-        (["trainer.skip_easiest=1", "trainer.resize_from=0"], ["skip_easiest=1", "resize_from=0"]),
         (["model=m7", "trainer.resize_from=0.3"], ["resize_from=0.3", "few pixels"]),
-        (["objective=val/acuracy"], ["did you mean 'val/accuracy'?", "val/loss"]),
-        (["objective=val/loss"], ["direction=maximize", "minimize"]),
-        (["trainer.early_stopping.patience=0"], ["patience=0"]),
-        (["model.activation=relu"], ["model.activation=relu", "did you mean 'ReLU'?"]),
-        (["model.stages=[[1],[1],[1],[1],[1]]"], ["model.stages", "28x28"]),
-        (["model._target_=torch.nn.Linearr"], ["torch.nn.Linearr"]),
-        (["model._target_=shutil.rmtree"], ["not trusted", "MNIST_SWEEP_TRUST=shutil.*"]),
         (["trainer.resume=/nowhere"], ["/nowhere/last.pt", "no such checkpoint"]),
         (["data=fashion_mnist", "data.root=/proc/nowhere"], ["cannot write", "/proc/nowhere"]),
-        (["tracking.uri=http://127.0.0.1:9"], ["http://127.0.0.1:9", "tracking=none"]),
-        (["tracking.uri=foo://bar"], ["foo://bar"]),
     ],
 )
 def test_setting_that_cannot_work(arguments: list[str], expected: list[str], fresh: Path) -> None:
     message = error_of(*FEW, *arguments, store=fresh)
     assert all(part in message for part in expected), message
     assert not (fresh / "mlflow.db").exists()
-
-
-@pytest.mark.parametrize("key", ["store", "hydra.run.dir"])
-def test_folder_that_cannot_be_written(key: str, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()  # nothing can be made below a file, not even by root
-    message = error_of(f"{key}={tmp_path}/file/below", store=tmp_path / "store")
-    assert str(tmp_path / "file" / "below") in message
-    assert "Not a directory" in message
 
 
 def test_full_error_shows_the_traceback(store: Path) -> None:

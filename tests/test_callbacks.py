@@ -5,42 +5,17 @@ import time
 from pathlib import Path
 from subprocess import PIPE, STDOUT
 
+import optuna
 import pytest
+from omegaconf import OmegaConf
+from optuna.distributions import IntDistribution
 
+from mnist_sweep.callbacks import KeepBest
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.config import check
+from mnist_sweep.sweep import Sweep
 from tests.helpers.cli import cli, run, start
 from tests.helpers.configs import composed
-
-BAD_INPUT = {
-    "data=folder data.root=/nonexistent": "data.root=/nonexistent",
-    "data=mnist5k data.batch_size=0": "data.batch_size=0",
-    "data=mnist5k data.batch_size=100000": "data.batch_size=100000",
-    "data=mnist5k model.kernel_size=99 model.padding=valid": "kernel_size=99",
-    "data=mnist5k device=cuda:99": "device=cuda:99",
-    "data=mnist5k model.activation=Rely": "model.activation=Rely",
-    "data=mnist5k trainer.resume=/nonexistent": "/nonexistent",
-    "data=mnist5k tracking.uri=http://127.0.0.1:9": "tracking.uri=http://127.0.0.1:9",
-    "data=mnist5k objective=accuracy": "objective=accuracy",
-    "search=tpe": "add -m",
-    "pruner=asha": "add -m",
-    "sweep.n_trials=3": "add -m",
-    "-m data=mnist5k model=simple,nosuch": "model=nosuch",
-    "-m data=mnist5k data.batch_size=0 seed=0,1": "data.batch_size=0",
-    "-m data=folder data.root=/nonexistent seed=0,1": "data.root=/nonexistent",
-    "-m data=mnist5k seed=0,1 sweep.name=..": "sweep.name=..",
-}
-
-
-@pytest.mark.parametrize("arguments", BAD_INPUT)
-def test_command_that_fails_before_training_leaves_nothing(arguments: str, fresh: Path) -> None:
-    done = cli(*arguments.split(), store=fresh)
-    assert done.returncode == 2, done.stdout + done.stderr
-    message = done.stderr.splitlines()[-1]
-    assert message.startswith("error: ")
-    assert BAD_INPUT[arguments] in message
-    assert "Traceback" not in done.stderr
-    assert not fresh.exists()
 
 
 def test_search_on_the_test_set_is_refused() -> None:
@@ -61,6 +36,28 @@ def test_failed_start_keeps_what_was_in_the_directory(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert (directory / "notes.txt").read_text() == "keep me"
+
+
+def test_top_k_deletes_only_in_the_directory_of_its_sweep(tmp_path: Path) -> None:
+    """Others may write to the database, which names a directory for each trial."""
+    sweep, elsewhere = tmp_path / "outputs" / "s", tmp_path / "elsewhere"
+    study = optuna.create_study(direction="maximize")
+    for i in range(3):
+        trial = optuna.create_trial(
+            value=i,
+            params={"x": i},
+            distributions={"x": IntDistribution(0, 2)},
+            user_attrs={"directory": str(elsewhere)},
+        )
+        study.add_trial(trial)
+    files = [folder / "best.pt" for folder in (elsewhere, sweep / "0", sweep / "1", sweep / "2")]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.touch()
+    config = OmegaConf.create({"sweep": {"top_k": 1}, "tracking": {"enabled": False}})
+    KeepBest().on_sweep_end(Sweep("s", sweep, config, config, [], []), study, None)
+    kept = {file.parent for file in files if file.exists()}
+    assert kept == {elsewhere, sweep / "2"}
 
 
 def test_interrupted_run_prints_the_command_that_resumes_it(store: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Figure
 from numpy.typing import NDArray
 
@@ -12,6 +13,7 @@ from mnist_sweep.analysis import metrics
 
 # Okabe & Ito (2008): distinguishable under every common form of colour blindness
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+MAX_WITH_COUNTS = 26  # classes of a small confusion matrix, above which its counts do not fit
 COLOURS = [BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9"]
 STYLE: Any = {
     "font.size": 11,
@@ -22,6 +24,7 @@ STYLE: Any = {
     "axes.spines.right": False,
     "figure.facecolor": "white",
     "figure.dpi": 110,
+    "text.parse_math": False,  # a class or a run may have a $ in its name
 }
 
 
@@ -81,6 +84,42 @@ def confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str], title: s
             axes.spines[:].set_visible(False)
         figure.suptitle(title)
     return figure
+
+
+def small_confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
+    """Draw a confusion matrix [n_classes, n_classes] to be seen beside those of other models.
+
+    The colour of an error is its share of the true class, on the same scale in every picture. The
+    square root keeps rare errors visible.
+    """
+    n = len(classes)
+    share = np.sqrt(matrix / np.maximum(matrix.sum(1, keepdims=True), 1))
+    np.fill_diagonal(share, np.nan)
+    with rc_context({**STYLE, "axes.grid": False, "font.size": 9}):
+        side = min(1 + 0.32 * n, 8)
+        figure = Figure(figsize=(side, side), layout="constrained")
+        axes = figure.subplots()
+        axes.imshow(share, cmap="Oranges", vmin=0, vmax=1)
+        for row, column in np.argwhere(matrix) if n <= MAX_WITH_COUNTS else ():
+            colour = GREEN if row == column else "white" if share[row, column] > 0.7 else "black"
+            text = str(matrix[row, column])
+            axes.text(column, row, text, ha="center", va="center", color=colour, size=7)
+        size = 9 if n <= MAX_WITH_COUNTS else 5
+        axes.set_xticks(
+            range(n), classes, rotation=90 if max(map(len, classes)) > 3 else 0, size=size
+        )
+        axes.set_yticks(range(n), classes, size=size)
+        n_wrong = int(matrix.sum() - matrix.trace())
+        axes.set(xlabel="predicted", ylabel="true", title=f"{n_wrong:,} of {matrix.sum():,} wrong")
+        axes.spines[:].set_visible(False)
+    return figure
+
+
+def to_pixels(figure: Figure) -> NDArray[np.uint8]:
+    """Render a figure to pixels [H, W, 3]."""
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba(), dtype=np.uint8)[..., :3]
 
 
 def confusion_title(matrix: NDArray[np.int64], name: str) -> str:
@@ -196,7 +235,7 @@ def run_figures(
     """Yield the figures of one run as (name, figure).
 
     Args:
-        selection: "all", "few" (learning curves and confusion matrix) or "none".
+        selection: "all", "few" (learning curves) or "none".
         history: metrics of each epoch; see `learning_curves`.
         best_epoch: counted from 1.
         images: test images [N, C, H, W].
@@ -209,13 +248,13 @@ def run_figures(
     if selection == "none":
         return
     yield "learning_curves", learning_curves(history, best_epoch)
+    if selection == "few":
+        return
     predicted = probabilities.argmax(1)
     matrix = metrics.confusion_matrix(predicted, labels, len(classes))
     wrong = np.flatnonzero(predicted != labels)
     title = confusion_title(matrix, data_name)
     yield "confusion_matrix", confusion_matrix(matrix, classes, title)
-    if selection == "few":
-        return
 
     def captions(indices: NDArray[np.int64]) -> list[str]:
         return [

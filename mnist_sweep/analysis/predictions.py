@@ -3,12 +3,16 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from omegaconf import DictConfig
 
 from mnist_sweep.analysis import figures, metrics
 from mnist_sweep.analysis.figures import Figure
+from mnist_sweep.common.configs import plain_node
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.data.dataset import Dataset, load_dataset
 from mnist_sweep.tracking import queries
@@ -51,7 +55,7 @@ def load_predictions(uri: str, runs: Sequence[Run]) -> Predictions:
     stored = []
     for run in runs:
         with queries.artifact(uri, run.info.run_id, "predictions.npz") as path:
-            stored.append(dict(np.load(path)))
+            stored.append(_read(path, run.info.run_id))
     shared = all(np.array_equal(s["val_indices"], stored[0]["val_indices"]) for s in stored)
     return Predictions(
         run_ids=[run.info.run_id for run in runs],
@@ -66,6 +70,23 @@ def load_predictions(uri: str, runs: Sequence[Run]) -> Predictions:
     )
 
 
+def _read(path: Path, run_id: str) -> dict[str, NDArray[Any]]:
+    """Read the arrays of a predictions.npz. Raises UserError if it is damaged or another file."""
+    try:
+        with np.load(path) as file:  # refuses pickles
+            arrays = dict(file)
+        for split in ("val", "test"):
+            n, _ = arrays[f"{split}_probabilities"].shape
+            if arrays[f"{split}_labels"].shape != (n,):
+                raise ValueError(f"{split}_labels do not fit {split}_probabilities")
+        if arrays["val_indices"].shape != arrays["val_labels"].shape:
+            raise ValueError("val_indices do not fit val_labels")
+    except Exception as error:  # numpy and zipfile raise many kinds
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"run {run_id}: its predictions.npz is damaged: {reason}") from error
+    return arrays
+
+
 def _unique(names: Sequence[str]) -> list[str]:
     """Append its position to each name that occurs more than once."""
     return [f"{n} #{i}" if names.count(n) > 1 else n for i, n in enumerate(names, start=1)]
@@ -73,13 +94,34 @@ def _unique(names: Sequence[str]) -> list[str]:
 
 def load_data(uri: str, predictions: Predictions) -> Dataset | None:
     """Load the dataset of the predictions; log a warning and return None if that is impossible."""
-    cfg = queries.config_of(uri, predictions.run_ids[0])
+    run_id = predictions.run_ids[0]
     try:
-        data = load_dataset(cfg.data)
+        cfg = plain_node(queries.config_of(uri, run_id), "data", f"run {run_id}")
+        data = load_recorded(cfg, f"run {run_id}")
     except UserError as error:
         log.warning("no figures of the test images: %s", error)
         return None
-    return data if np.array_equal(data.test.labels.numpy(), predictions.test_labels) else None
+    same = data.digest == queries.data_digest(uri, run_id)
+    return data if same and np.array_equal(data.test.labels, predictions.test_labels) else None
+
+
+def load_recorded(cfg: DictConfig, origin: str) -> Dataset:
+    """Load the dataset of a recorded configuration, which no schema has checked.
+
+    Args:
+        cfg: the configuration node `data`.
+        origin: what recorded it, for the error.
+
+    Raises:
+        UserError: it does not load, for whatever reason.
+    """
+    try:
+        return load_dataset(cfg)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{origin}: its recorded data does not load: {reason}") from error
 
 
 def hardest_images(predictions: Predictions) -> NDArray[np.int64]:

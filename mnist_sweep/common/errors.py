@@ -1,7 +1,6 @@
 """Errors that the user can fix. The command line prints them as one line and exits with code 2."""
 
 import difflib
-import re
 from collections.abc import Iterable
 
 
@@ -14,9 +13,3 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     by_folded = {choice.casefold(): choice for choice in choices}
     close = difflib.get_close_matches(word.casefold(), list(by_folded), n=1)
     return f" (did you mean '{by_folded[close[0]]}'?)" if close else ""
-
-
-def without_password(text: str) -> str:
-    """Replace the passwords in all URLs of a text with ***."""
-    masked = re.sub(r"(://[^:/\s]*):\S*@", r"\1:***@", text)
-    return re.sub(r"(password=)[^&\s]*", r"\1***", masked)

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -56,6 +57,14 @@ class Dataset:
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
+    @cached_property
+    def background(self) -> tuple[float, ...]:
+        """Median of the border pixels of up to 10,000 training images, per channel, in 0..1."""
+        images = self.train.images[:: max(1, len(self.train) // 5000)]
+        sides = (images[:, :, 0], images[:, :, -1], images[:, :, :, 0], images[:, :, :, -1])
+        border = torch.cat(sides, 2).transpose(0, 1).flatten(1)  # [C, n]
+        return tuple((border.float().median(1).values / 255).tolist())
+
     def to(self, device: torch.device) -> "Dataset":
         train, val, test = (split.to(device) for split in self.splits.values())
         return replace(self, train=train, val=val, test=test)
@@ -73,7 +82,7 @@ def load_dataset(cfg: DictConfig) -> Dataset:
     """
     name, val_size, train_size = cfg.name, cfg.val_size, cfg.train_size
     try:
-        arrays = _read(bind(cfg.source), cfg.root)
+        arrays = _read(bind(cfg.source), cfg.root, cfg.source._target_)
     except DataMissingError as error:
         if cfg.on_missing != "embedded":
             raise
@@ -83,7 +92,7 @@ def load_dataset(cfg: DictConfig) -> Dataset:
             error,
             name,
         )
-        arrays = _read(embedded_mnist, cfg.root)
+        arrays = _read(embedded_mnist, cfg.root, "embedded_mnist")
         name, val_size, train_size = "mnist5k", min(val_size, EMBEDDED_VAL_SIZE), None
     return split_arrays(
         arrays,
@@ -98,13 +107,54 @@ def load_dataset(cfg: DictConfig) -> Dataset:
 _cache: dict[str, Arrays] = {}  # the last source read in this process; its next trial reuses it
 
 
-def _read(source: Callable[..., Arrays], root: str) -> Arrays:
+def _read(source: Callable[..., Arrays], root: str, name: str) -> Arrays:
     key = f"{source!r} {os.path.abspath(root)}"
     if key not in _cache:
-        arrays = source(root=root)
+        try:
+            arrays = source(root=root)
+        except UserError:
+            raise
+        except Exception as error:  # somebody else's code; HYDRA_FULL_ERROR=1 shows where it failed
+            reason = " ".join([f"{type(error).__name__}:", *str(error).split()]).rstrip(":")
+            raise UserError(f"data.source={name} failed: {reason}") from error
+        check_arrays(arrays, f"data.source={name}")
         _cache.clear()
         _cache[key] = arrays
     return _cache[key]
+
+
+def check_arrays(arrays: Arrays, source: str) -> None:
+    """Raise UserError if a source returns something else than `Arrays` documents."""
+
+    def need(condition: bool, expected: str, found: object) -> None:
+        if not condition:
+            raise UserError(f"{source}: expected {expected}, found {found}")
+
+    def described(array: object) -> str:
+        is_array = isinstance(array, np.ndarray)
+        return f"{array.dtype} {list(array.shape)}" if is_array else type(array).__name__  # type: ignore[attr-defined]
+
+    need(isinstance(arrays, Arrays), "mnist_sweep.data.Arrays", described(arrays))
+    for half in ("train", "test"):
+        images, labels = getattr(arrays, f"{half}_images"), getattr(arrays, f"{half}_labels")
+        fits = isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4
+        need(fits and images.size > 0, f"{half}_images uint8 [N, C, H, W]", described(images))
+        fits = isinstance(labels, np.ndarray) and labels.dtype == np.int64
+        need(
+            fits and labels.shape == (len(images),),
+            f"{half}_labels int64 [{len(images)}]",
+            described(labels),
+        )
+        # more classes than images would be a mistake that takes all memory
+        n_classes = len(arrays.classes or arrays.train_images)
+        low, high = int(labels.min()), int(labels.max())
+        need(
+            low >= 0 and high < n_classes,
+            f"{half}_labels in 0 to {n_classes - 1}",
+            f"{low} to {high}",
+        )
+    shapes = [array.shape[1:] for array in (arrays.train_images, arrays.test_images)]
+    need(shapes[0] == shapes[1], "test images of the training images' shape", shapes)
 
 
 def split_arrays(
@@ -125,25 +175,37 @@ def split_arrays(
         classes: class names in label order; None uses the names of the source, or 0, 1, 2, ...
 
     Raises:
-        UserError: the splits need more images than there are.
+        UserError: the splits need more images than there are, or have too few for the classes.
     """
-    n_train = len(arrays.train_labels) - val_size
-    if n_train < (train_size or 1):
+    n_images, n_classes = len(arrays.train_labels), len(np.unique(arrays.train_labels))
+    for key, size in (("val_size", val_size), ("train_size", train_size)):
+        if size is not None and size < n_classes:
+            raise UserError(
+                f"data.{key}={size}: expected at least {n_classes}, one image for each class of {name}"
+            )
+    if n_images - val_size < (train_size or n_classes):
         raise UserError(
             f"data.val_size={val_size} and data.train_size={train_size} need more than the "
-            f"{len(arrays.train_labels)} training images of {name}"
+            f"{n_images} training images of {name}; at least {n_classes} are for training"
         )
-    in_val = stratified_mask(arrays.train_labels, val_size, split_seed)
+    in_val = stratified_mask(arrays.train_labels, val_size, split_seed, leave=1)
     train_indices, val_indices = np.flatnonzero(~in_val), np.flatnonzero(in_val)
     if train_size is not None:
-        kept = stratified_mask(arrays.train_labels[train_indices], train_size, split_seed)
+        labels = arrays.train_labels[train_indices]
+        kept = stratified_mask(labels, train_size, split_seed, at_least=1)
         train_indices = train_indices[kept]
     train_images = arrays.train_images[train_indices]
     mean, std = _channel_stats(train_images)
-    n_classes = int(max(arrays.train_labels.max(), arrays.test_labels.max())) + 1
+    n_labels = int(max(arrays.train_labels.max(), arrays.test_labels.max())) + 1
+    names = tuple(classes or arrays.classes or map(str, range(n_labels)))
+    if len(names) < n_labels:
+        raise UserError(
+            f"data.classes={list(names)}: expected {n_labels} names, the labels of {name} are 0 to "
+            f"{n_labels - 1}"
+        )
     return Dataset(
         name=name,
-        classes=tuple(classes or arrays.classes or map(str, range(n_classes))),
+        classes=names,
         train=_split(train_images, arrays.train_labels[train_indices], train_indices),
         val=_split(arrays.train_images[val_indices], arrays.train_labels[val_indices], val_indices),
         test=_split(arrays.test_images, arrays.test_labels, np.arange(len(arrays.test_labels))),

@@ -9,6 +9,7 @@ import io
 import logging
 import socket
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,10 +66,11 @@ def idx_files(
 
     Raises:
         DataMissingError: a file is missing and could not be downloaded.
-        UserError: a file does not match its checksum, or `root` is not writable.
+        UserError: a file does not match its checksum or is no idx file, or `root` is not writable.
     """
-    images, labels, test_images, test_labels = map(
-        parse_idx, read_verified(root, folder, md5, torchvision_class)
+    images, labels, test_images, test_labels = (
+        parse_idx(content, path)
+        for path, content in read_verified(root, folder, md5, torchvision_class)
     )
     return Arrays(images, labels, test_images, test_labels)
 
@@ -93,8 +95,8 @@ def read_verified(
     md5: Mapping[str, str],
     torchvision_class: str | None = None,
     **options: Any,
-) -> Iterator[bytes]:
-    """Yield the contents of the files named in `md5`, in order, after verifying their checksums.
+) -> Iterator[tuple[Path, bytes]]:
+    """Yield the paths and contents of the files named in `md5`, after verifying their checksums.
 
     If files are missing, download them with `torchvision_class`, whose constructor takes `options`.
     See `idx_files` for the other arguments and the exceptions.
@@ -125,23 +127,32 @@ def read_verified(
                 f"{directory / name} is damaged: md5 {actual}, expected {expected}; delete it to "
                 "download it again"
             )
-        yield content
+        yield directory / name, content
 
 
-def parse_idx(content: bytes) -> NDArray[Any]:
-    """Parse a gzipped idx file into images [N, 1, H, W] uint8 or labels [N] int64.
+def parse_idx(content: bytes, path: Path | str) -> NDArray[Any]:
+    """Parse the gzipped idx file `path` into images [N, 1, H, W] uint8 or labels [N] int64.
 
     Labels are bytes, or rows of big-endian int32 whose first column is the class (QMNIST). The
     format is documented at yann.lecun.com/exdb/mnist.
+
+    Raises:
+        UserError: `content` is damaged or has another format.
     """
-    raw = np.frombuffer(gzip.decompress(content), np.uint8)
-    n_dims = int(raw[3])
-    shape = raw[4 : 4 + 4 * n_dims].view(">i4")
-    dtype = {0x08: "u1", 0x0C: ">i4"}[int(raw[2])]
-    values = raw[4 + 4 * n_dims :].view(dtype).reshape(shape)
-    return (
-        values[:, None] if n_dims == 3 else values.reshape(len(values), -1)[:, 0].astype(np.int64)
-    )
+    try:
+        raw = np.frombuffer(gzip.decompress(content), np.uint8)
+        dtype, n_dims = {0x08: "u1", 0x0C: ">i4"}[int(raw[2])], int(raw[3])
+        shape = raw[4 : 4 + 4 * n_dims].view(">i4")
+        if n_dims not in (1, 2, 3) or (shape < 0).any():
+            raise ValueError(f"shape {shape.tolist()}")
+        values = raw[4 + 4 * n_dims :].view(dtype).reshape(shape)
+    except (OSError, EOFError, zlib.error, LookupError, ValueError) as error:
+        raise UserError(
+            f"{path}: expected a gzipped idx file of bytes or int32 ({error})"
+        ) from error
+    if n_dims == 3:
+        return values[:, None]
+    return values.reshape(len(values), -1)[:, 0].astype(np.int64)
 
 
 def _download(root: str, torchvision_class: str, options: Mapping[str, Any]) -> None:
@@ -173,11 +184,12 @@ def emnist(root: str, *, split: str, folder: str, md5: Mapping[str, str]) -> Arr
     Raises:
         DataMissingError, UserError: see `idx_files`.
     """
-    (content,) = read_verified(root, folder, md5, "EMNIST", split=split)
+    ((path, content),) = read_verified(root, folder, md5, "EMNIST", split=split)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
 
         def read(part: str) -> NDArray[Any]:
-            return parse_idx(archive.read(f"gzip/emnist-{split}-{part}-ubyte.gz"))
+            name = f"gzip/emnist-{split}-{part}-ubyte.gz"
+            return parse_idx(archive.read(name), f"{path}/{name}")
 
         images, labels, test_images, test_labels = (
             read(f"{half}-{part}")
@@ -208,9 +220,13 @@ def image_folder(
         UserError: an argument is out of range, a folder has no classes or no images, an image is
             unreadable, or the test folder has a class that the training folder lacks.
     """
+    from mnist_sweep.data.images import WORKING_SIZE  # imports Pillow
+
     if channels not in (1, 3):
         raise UserError(f"data.source.channels={channels}: expected 1 (grey) or 3 (colour)")
-    if not 0 < test_fraction < 1:
+    if size not in range(1, WORKING_SIZE + 1):
+        raise UserError(f"data.source.size={size}: expected 1 to {WORKING_SIZE} pixels")
+    if not isinstance(test_fraction, float | int) or not 0 < test_fraction < 1:
         raise UserError(f"data.source.test_fraction={test_fraction}: expected between 0 and 1")
     top = Path(root)
     if (top / "train").is_dir() and (top / "test").is_dir():
@@ -230,21 +246,24 @@ def image_folder(
         )
     images, labels = _read_classes(top, classes, size, channels)
     n_test = round(test_fraction * len(labels))
-    if not 0 < n_test < len(labels):
+    if not 0 < n_test <= len(labels) - len(classes):
         raise UserError(
             f"data.source.test_fraction={test_fraction} of {len(labels)} images is {n_test}: expected "
-            "at least one image in the training set and in the test set"
+            f"1 to {len(labels) - len(classes)}, so that each class keeps an image for training"
         )
-    test = stratified_mask(labels, n_test, TEST_SPLIT_SEED)
+    test = stratified_mask(labels, n_test, TEST_SPLIT_SEED, leave=1)
     return Arrays(images[~test], labels[~test], images[test], labels[test], tuple(classes))
 
 
 def _class_names(folder: Path) -> list[str]:
-    names = sorted(p.name for p in folder.glob("*") if p.is_dir() and not p.name.startswith("."))
+    try:
+        names = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    except OSError as error:
+        raise UserError(f"data.root={folder}: expected a folder ({error.strerror})") from error
     if len(names) < 2:
         raise UserError(
-            f"data.root={folder}: expected one subfolder of images for each class, or train/ and "
-            f"test/ with such subfolders; found {len(names)} subfolders"
+            f"data.root={folder}: expected a subfolder of images for each of two or more classes, or "
+            f"train/ and test/ with such subfolders; found {', '.join(names) or 'no subfolder'}"
         )
     return names
 
@@ -256,33 +275,63 @@ def _read_classes(
 
     Prepare them exactly as the pictures that a trained model predicts.
     """
-    from mnist_sweep.data.images import DIGITS, SUFFIXES, image_files, read_image  # imports Pillow
+    from mnist_sweep.data import images as pictures  # imports Pillow
 
-    shape, is_digit = (channels, size, size), classes == list(DIGITS)
+    shape, is_digit = (channels, size, size), classes == list(pictures.DIGITS)
+    loses_colours = channels == 1 and not pictures.is_prepared_like_mnist(shape, is_digit=is_digit)
     images: list[NDArray[np.uint8]] = []
     labels: list[int] = []
+    n_coloured = 0
     for label, name in enumerate(classes):
-        files = image_files(folder / name)
+        files = pictures.image_files(folder / name)
         if not files:
-            raise UserError(f"{folder / name} has no images ({', '.join(sorted(SUFFIXES))})")
+            suffixes = ", ".join(sorted(pictures.SUFFIXES))
+            raise UserError(f"{folder / name} has no images ({suffixes})")
         for path in files:
             try:
-                images.append(read_image(path, shape, is_digit=is_digit))
+                picture = pictures.read_picture(path)
             except UserError as error:
                 raise UserError(f"{path}: {error}") from error
+            images.append(pictures.prepare(picture, shape, is_digit=is_digit))
+            n_coloured += loses_colours and pictures.is_coloured(picture)
         labels += [label] * len(files)
+    if n_coloured:
+        log.warning(
+            "WARNING: %d of the %d pictures in %s are in colour and are read as grey. Keep the "
+            "colours with data.source.channels=3.",
+            n_coloured,
+            len(images),
+            folder,
+        )
     return np.stack(images), np.array(labels, dtype=np.int64)
 
 
-def stratified_mask(labels: NDArray[np.int64], n: int, seed: int) -> NDArray[np.bool_]:
+def stratified_mask(
+    labels: NDArray[np.int64], n: int, seed: int, *, at_least: int = 0, leave: int = 0
+) -> NDArray[np.bool_]:
     """Choose exactly `n` of the labels [N] at random, each class in proportion to its frequency.
 
-    The largest-remainder method rounds the number of each class. Returns a mask [N].
+    The largest-remainder method rounds the number of each class. Then classes with too few images
+    get more, at the expense of those that exceed their share most, and the reverse.
+
+    Args:
+        at_least: number of images of each class to choose.
+        leave: number of images of each class not to choose. `n` must allow for both.
+
+    Returns:
+        A mask [N].
     """
-    share = n * np.bincount(labels) / len(labels)
+    counts = np.bincount(labels)
+    share = n * counts / len(labels)
     quota = share.astype(np.int64)
     for label in np.argsort(quota - share, kind="stable")[: n - quota.sum()]:
         quota[label] += 1
+    lowest, highest = np.minimum(at_least, counts), np.maximum(counts - leave, 0)
+    quota = quota.clip(lowest, highest)
+    while (missing := n - quota.sum()) != 0:
+        lack = share - quota if missing > 0 else quota - share
+        lack[quota == (highest if missing > 0 else lowest)] = -np.inf
+        quota[lack.argmax()] += np.sign(missing)
     order = np.random.default_rng(seed).permutation(len(labels))
     mask = np.zeros(len(labels), dtype=bool)
     for label, count in enumerate(quota):

@@ -4,6 +4,7 @@ import base64
 import gzip
 import io
 import re
+import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -110,7 +111,7 @@ def draw_pictures(details: RunDetails) -> list[Picture]:
     pictures = []
     for (number, run), test in zip(details.runs.items(), predictions.test, strict=True):
         matrix = metrics.confusion_matrix(test.argmax(1), predictions.test_labels, n_classes)
-        title = figures.confusion_title(matrix, f"trial {number}, {run.info.run_name}")
+        title = figures.confusion_title(matrix, f"trial {number}, {run.data.tags['model']}")
         figure = figures.confusion_matrix(matrix, classes, title)
         pictures.append(Picture(f"confusion_matrix_{number}", title, figure))
     if len(details.runs) > 1:
@@ -127,12 +128,20 @@ def draw_pictures(details: RunDetails) -> list[Picture]:
 
 
 def split_link(link: str) -> tuple[str, str]:
-    """Split `About.link` into the command that starts the UI and the URL; either may be empty."""
+    """Split `About.link` into the command that starts the UI and the URL; either may be empty.
+
+    The link may come from anybody's database, and users paste the command. Therefore it is shown only
+    if it is one of the two commands that start a UI, without a second command behind it.
+    """
     url = re.search(r"https?://\S+", link)
-    if url is None:
-        return link, ""
-    command, _, _ = link[: url.start()].partition("\n")
-    return command, url.group()
+    command = link[: url.start()].partition("\n")[0] if url else ""
+    try:
+        is_one_command = shlex.join(shlex.split(command)) == command
+    except ValueError:  # an open quote
+        is_one_command = False
+    if not (is_one_command and command.startswith(("python -m mnist_sweep ui ", "mlflow ui "))):
+        command = ""
+    return command, url.group() if url else ""
 
 
 def _facts(study: optuna.Study, about: About, details: RunDetails) -> dict[str, str]:

@@ -2,9 +2,10 @@
 
 import optuna
 
-from mnist_sweep.common.errors import UserError, did_you_mean, without_password
+from mnist_sweep.common.errors import UserError, did_you_mean
+from mnist_sweep.common.secrets import mask_url
 from mnist_sweep.sweep import results
-from mnist_sweep.sweep.study import open_storage, sqlite_path
+from mnist_sweep.sweep.study import check_name, open_storage, sqlite_path
 
 SWEEP = "python -m mnist_sweep -m runs one"
 
@@ -23,12 +24,13 @@ def load_study(url: str, name: str) -> optuna.Study:
     started = [s for s in summaries if s.datetime_start is not None]
     names = [s.study_name for s in sorted(started, key=lambda s: s.datetime_start)]  # type: ignore[arg-type, return-value]
     if not names:
-        raise UserError(f"{without_password(url)} contains no sweep; {SWEEP}")
+        raise UserError(f"{mask_url(url)} contains no sweep; {SWEEP}")
     chosen = names[-1] if name == "latest" else name
     if chosen not in names:
         raise UserError(
             f"sweep={name}: no such sweep{did_you_mean(name, names)}; the last is {names[-1]}"
         )
+    check_name(chosen)  # it names the folder of the report, and others may write to the database
     study = optuna.load_study(study_name=chosen, storage=storage)
     if results.ABOUT not in study.user_attrs:
         raise UserError(f"sweep={name}: mnist_sweep did not create this study")

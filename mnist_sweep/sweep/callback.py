@@ -18,6 +18,7 @@ class Sweep:
     Attributes:
         config: the configuration without the trials' parameters.
         example: the configuration of one point of the space.
+        variations: configurations that differ from `example` in the value of one parameter.
         parameters: names of the parameters that vary.
         overrides: overrides of every trial; may change in `on_sweep_prepare`.
         tags: tags for the record of every trial; read after `on_sweep_start`.
@@ -32,6 +33,7 @@ class Sweep:
     overrides: list[str]
     tags: dict[str, str] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
+    variations: list[DictConfig] = field(default_factory=list)
 
 
 class SweepCallback(Callback):

@@ -111,7 +111,8 @@ class Coordinator:
         trial.set_user_attr(storage.DIRECTORY, directory)
         self._running[trial.number] = trial
         overrides = [*plan.space.fixed, *(f"{name}={value}" for name, value in point.items())]
-        return Assignment(trial.number, overrides, trial.user_attrs.get(storage.RESUME))
+        resume = trial.user_attrs.get(storage.RESUME)
+        return Assignment(trial.number, point, overrides, resume)
 
     def _discard(self, trial: optuna.Trial, why: str) -> None:
         trial.set_user_attr(storage.REPLACED, why)

@@ -24,6 +24,7 @@ from mnist_sweep.sweep import study as storage
 from mnist_sweep.sweep.config import OWN_KEYS
 from mnist_sweep.sweep.coordinator import Coordinator
 from mnist_sweep.sweep.importances import importances
+from mnist_sweep.sweep.overrides import from_text
 from mnist_sweep.sweep.plan import Plan
 from mnist_sweep.sweep.results import About, assignments
 from mnist_sweep.sweep.space import Space
@@ -138,10 +139,16 @@ def _save_results(study: optuna.Study, plan: Plan) -> None:
     """Write optimization_results.yaml with the keys of the stock Optuna sweeper."""
     content: dict[str, Any] = {"name": "optuna", "study": plan.study_name}
     if len(plan.metrics) > 1:
-        content["solutions"] = [{"params": t.params, "values": t.values} for t in study.best_trials]
+        best_trials = study.best_trials
+        content["solutions"] = [{"params": _values(t), "values": t.values} for t in best_trials]
     elif (best := _best(study)) is not None:
-        content |= {"best_params": best.params, "best_value": best.value}
+        content |= {"best_params": _values(best), "best_value": best.value}
     OmegaConf.save(OmegaConf.create(content), plan.directory / "optimization_results.yaml")
+
+
+def _values(trial: FrozenTrial) -> dict[str, Any]:
+    """The parameters as the task received them."""
+    return {k: from_text(v) if isinstance(v, str) else v for k, v in trial.params.items()}
 
 
 def _best(study: optuna.Study) -> FrozenTrial | None:

@@ -16,20 +16,22 @@ from types import TracebackType
 from typing import Any
 
 import optuna
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from optuna.trial import TrialState
 
 from mnist_sweep.common import processes, signals
-from mnist_sweep.common.errors import UserError, did_you_mean
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.files import make_folder
 from mnist_sweep.common.program import command_line
-from mnist_sweep.sweep import display, hydra_internals, samplers
+from mnist_sweep.common.secrets import check_url
+from mnist_sweep.sweep import checks, display, hydra_internals, samplers
 from mnist_sweep.sweep import study as storage
 from mnist_sweep.sweep.callback import Sweep, SweepCallback
 from mnist_sweep.sweep.coordinator import Coordinator, CoordinatorThread
 from mnist_sweep.sweep.launched import LaunchedWorker
+from mnist_sweep.sweep.overrides import to_text
 from mnist_sweep.sweep.plan import Plan
 from mnist_sweep.sweep.results import COMPARE, About
 from mnist_sweep.sweep.space import Space, parse
@@ -39,7 +41,6 @@ from mnist_sweep.sweep.worker import Job
 log = logging.getLogger(__name__)
 
 DEFAULT_N_TRIALS = 30
-MAX_NAME_LENGTH = 200  # bytes; file systems allow 255
 LAUNCHES = 10  # of workers while the budget is open
 SETTLE_S = 4  # for interrupted workers to release their trials
 
@@ -57,20 +58,24 @@ def sweep(
         SystemExit: 1 if a grid has holes or no trial completed; 130 or 143 if interrupted.
     """
     settings, loader = config.sweep, hydra_context.config_loader
-    _check_name(settings.name)
+    check_url(config, "sweep.storage")
+    checks.check_settings(config)
     space = parse(settings, arguments)
-    _check_choices(space, loader)
-    point = [f"{name}={value}" for name, value in space.example(config).items()]
-    example = loader.load_sweep_config(config, [*space.fixed, *point])
+    checks.check_space(space, config, loader)
+    point = space.example(config)
+    values = [f"{name}={value}" for name, value in point.items()]
+    example = loader.load_sweep_config(config, [*space.fixed, *values])
     grid = space.grid(config) if settings.sampler is None and space.is_grid else None
     directions = list((settings.objectives or {config.objective: config.direction}).values())
+    checks.rehearse(space, config, directions)
     with open_dict(config):
         settings.name = settings.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
     info = Sweep(
         name=settings.name,
-        directory=Path(config.hydra.sweep.dir).resolve(),
+        directory=_directory(config),
         config=config,
         example=example,
+        variations=checks.variations(space, example, point),
         parameters=list(space.distributions),
         overrides=list(space.fixed),
     )
@@ -99,12 +104,11 @@ def sweep(
             invocation=uuid.uuid4().hex,
             failed_before=frozenset(t.number for t in get_trials(study) if storage.own_failure(t)),
             study_name=info.name,
-            storage_url=url,
             space=space,
             n_trials=len(grid) if grid is not None else settings.n_trials or DEFAULT_N_TRIALS,
             grid=grid,
             metrics=metrics,
-            settings=DictConfig(OmegaConf.to_container(settings, resolve=True)),
+            settings=_without_storage(settings),
             directory=info.directory,
             driver=processes.process_identity(),
             tags=info.tags,
@@ -112,6 +116,7 @@ def sweep(
         link = info.links.get(COMPARE, "")
         columns = dict(settings.columns)
         About(metrics, space.fixed, str(plan.directory), link, columns).save(study)
+        make_folder(plan.directory)
         _copy_config(plan, hydra_internals.config_directory(loader))
         job = Job(
             task,
@@ -128,29 +133,18 @@ def sweep(
     return _conclude(coordinator, info)
 
 
-def _check_name(name: str | None) -> None:
-    """Accept what can be the name of a folder and stand in MLflow's queries."""
-    if name is None:
-        return
-    if not re.fullmatch(r"[\w.+-]+", name) or not name.strip("."):
-        raise UserError(
-            f"sweep.name={name}: expected letters, digits and any of . _ - +, not only dots"
-        )
-    if (length := len(name.encode())) > MAX_NAME_LENGTH:
-        raise UserError(
-            f"sweep.name={name[:20]}... has {length} bytes, expected at most {MAX_NAME_LENGTH}"
-        )
+def _without_storage(settings: DictConfig) -> DictConfig:
+    """Resolve the settings, but not the storage's URL, because launchers write the plan to files."""
+    resolved = OmegaConf.to_container(settings, resolve=True)
+    return OmegaConf.create({**resolved, "storage": None})  # type: ignore[dict-item]
 
 
-def _check_choices(space: Space, loader: ConfigLoader) -> None:
-    """Raise UserError if a config group has no such choice."""
-    for name, distribution in space.distributions.items():
-        options = loader.get_group_options(name)
-        for choice in getattr(distribution, "choices", ()) if options else ():
-            if choice not in options:
-                hint = did_you_mean(str(choice), options)
-                choices = ", ".join(options)
-                raise UserError(f"{name}={choice}: no such choice{hint}; there are {choices}")
+def _directory(config: DictConfig) -> Path:
+    """The sweep's directory. Raises UserError if Hydra would not write to it."""
+    directory = Path(config.hydra.sweep.dir).resolve()
+    if "${" in str(directory):  # Hydra would interpolate it
+        raise UserError(f"hydra.sweep.dir={directory}: expected a path without ${{")
+    return directory
 
 
 @contextmanager
@@ -243,10 +237,10 @@ def _environment(config: DictConfig, index: int, n_jobs: int) -> dict[str, str]:
 def _slot(directory: Path, index: int, environment: Mapping[str, str]) -> tuple[str, ...]:
     """Overrides of the job that another launcher runs as a worker."""
     return (
-        f"hydra.sweep.dir='{directory}'",
+        f"hydra.sweep.dir={to_text(str(directory))}",
         f"hydra.sweep.subdir=.workers/{index}",
         "hydra.output_subdir=null",
-        *(f"++hydra.job.env_set.{k}='{v}'" for k, v in environment.items()),
+        *(f"++hydra.job.env_set.{name}={to_text(value)}" for name, value in environment.items()),
     )
 
 

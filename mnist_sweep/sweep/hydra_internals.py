@@ -1,16 +1,33 @@
 """The private names of Hydra that the engine needs, in one place."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import NoReturn
 
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher as BasicLauncher
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
+from omegaconf import DictConfig
 
+from mnist_sweep.common.errors import UserError
 from mnist_sweep.sweep.callback import SweepCallback
+
+
+def check_flags(arguments: Sequence[str]) -> None:
+    """Raise UserError for flags that Hydra does not have. Hydra itself would print its usage too."""
+    parser = get_args_parser()
+
+    def error(message: str) -> NoReturn:
+        raise UserError(f"{message}; --hydra-help lists the flags")
+
+    parser.error = error  # type: ignore[method-assign]
+    parser.parse_intermixed_args(arguments)
 
 
 def sweep_callbacks(context: HydraContext) -> list[SweepCallback]:
@@ -40,6 +57,13 @@ def relocated(loader: ConfigLoader, directory: Path) -> ConfigLoader:
     main = next(element for element in search_path.get_path() if element.provider == "main")
     main.path = f"file://{directory}"
     return ConfigLoaderImpl(search_path)
+
+
+def with_override(config: DictConfig, override: str) -> DictConfig:
+    """Apply an override to a composed configuration, in place, with Hydra's own errors."""
+    parsed = OverridesParser.create().parse_overrides([override])
+    ConfigLoaderImpl._apply_overrides_to_config(parsed, config)
+    return config
 
 
 def job_error(job: JobReturn) -> BaseException | None:

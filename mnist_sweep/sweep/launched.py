@@ -30,10 +30,11 @@ class LaunchedWorker:
         os.chdir(self.cwd)  # Ray's workers start elsewhere
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signals.obey)  # Ray and a shell's & leave it ignored
-        settings = self.plan.settings
+        settings, config = self.plan.settings, self.job.config
+        url = storage.storage_url(config.sweep.storage, config.store)
         study = optuna.load_study(
             study_name=self.plan.study_name,
-            storage=storage.open_storage(self.plan.storage_url, settings.grace_s),
+            storage=storage.open_storage(url, settings.grace_s),
             sampler=samplers.make_sampler(settings),
             pruner=samplers.make_pruner(settings),
         )

@@ -21,12 +21,11 @@ class Plan:
     # numbers of the trials that had failed before; comparing times would need synchronised clocks
     failed_before: frozenset[int]
     study_name: str
-    storage_url: str
     space: Space
     n_trials: int
     grid: dict[str, dict[str, Any]] | None  # points by their key
     metrics: list[str]  # a name for each objective
-    settings: DictConfig  # a SweepConfig
+    settings: DictConfig  # a SweepConfig, without `storage`
     directory: Path  # of the sweep, absolute
     driver: dict[str, str]  # processes.process_identity() of the driver
     tags: Mapping[str, str]  # for the record of every trial

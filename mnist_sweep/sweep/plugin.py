@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.errors import CompactHydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 import mnist_sweep.sweep.config  # noqa: F401  registers the schema `sweep`
+from mnist_sweep.common.errors import UserError
 from mnist_sweep.sweep.hydra_internals import BasicLauncher
 
 if TYPE_CHECKING:
@@ -31,7 +33,10 @@ class StudySweeper(Sweeper):
 
         assert self.hydra_context is not None
         assert self.config is not None
-        return sweep(self.hydra_context, self.task_function, self.config, arguments)
+        try:
+            return sweep(self.hydra_context, self.task_function, self.config, arguments)
+        except UserError as error:  # Hydra prints its own errors without a traceback
+            raise CompactHydraException(str(error)) from error
 
 
 class ProcessLauncher(BasicLauncher):  # type: ignore[misc]

@@ -6,7 +6,6 @@ import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -14,8 +13,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_sweep.common.configs import is_under
-from mnist_sweep.common.errors import without_password
 from mnist_sweep.common.program import program
+from mnist_sweep.common.secrets import mask_url
 from mnist_sweep.sweep import study as storage
 from mnist_sweep.sweep.config import OWN_KEYS
 from mnist_sweep.sweep.study import get_trials
@@ -85,14 +84,15 @@ class About:
 
     @classmethod
     def of(cls, study: optuna.Study) -> "About":
-        return cls(**study.user_attrs[ABOUT])
+        """Read it from the study, except the program: users paste the printed commands."""
+        return cls(**{**study.user_attrs[ABOUT], "program": program()})
 
     def command(self, params: Mapping[str, Any], *more: str, multirun: bool = False) -> str:
         """The command that trains `params` exactly; the overrides `more` win over both."""
         changed = {override.partition("=")[0] for override in more}
         overrides = [*self.fixed, *(f"{name}={value}" for name, value in params.items())]
         kept = [
-            without_password(override)  # a report is passed on to others
+            mask_url(override)  # studies of earlier versions may contain secrets
             for override in overrides
             if (key := override.partition("=")[0]) not in changed and not is_under(key, OWN_KEYS)
         ]
@@ -111,12 +111,6 @@ def best_trials(study: optuna.Study, n: int) -> list[FrozenTrial]:
         complete = get_trials(study, TrialState.COMPLETE)
         best = sorted(complete, key=lambda t: t.value or 0.0, reverse=maximizes(study))[:n]
     return [*best, *(configuration.trials[0] for configuration in ranked(study)[:1])]
-
-
-def trial_directories(study: optuna.Study) -> dict[int, Path]:
-    """Each trial's directory by the trial's number."""
-    directories = {t.number: t.user_attrs.get(storage.DIRECTORY) for t in get_trials(study)}
-    return {number: Path(directory) for number, directory in directories.items() if directory}
 
 
 def leaderboard(study: optuna.Study) -> list[dict[str, str]]:

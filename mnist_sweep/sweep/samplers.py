@@ -1,19 +1,29 @@
 """Samplers and pruners built from their configuration."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from optuna import Study
 from optuna.pruners import BasePruner, NopPruner
-from optuna.samplers import BaseSampler, TPESampler
+from optuna.samplers import BaseSampler, CmaEsSampler, TPESampler
 from optuna.trial import FrozenTrial
 
-from mnist_sweep.common.build import bind, build
+from mnist_sweep.common.build import bind, targets
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.secrets import mask_url
 from mnist_sweep.sweep.optuna_internals import all_trials
 from mnist_sweep.sweep.study import DUPLICATE, REPLACED
+
+SAMPLER, PRUNER = "sweep.sampler", "sweep.pruner"
+KINDS = {SAMPLER: BaseSampler, PRUNER: BasePruner}
+# Samplers that unpickle what they find in the study. Of optuna 5.0.0's samplers and pruners it is only
+# CMA-ES, which keeps its optimizer in the attributes of trials. The others keep numbers and names.
+PICKLING = (CmaEsSampler,)
 
 
 class SeededSampler:
@@ -41,21 +51,75 @@ class SeededSampler:
         return getattr(self._sampler, name)
 
 
+def check_trust(settings: DictConfig) -> None:
+    """Raise UserError if the sampler runs code from a database that others may write to."""
+    if settings.sampler is None or settings.storage is None or settings.trust:
+        return
+    for target in targets(settings.sampler):
+        if isinstance(target, type) and issubclass(target, PICKLING):
+            raise UserError(
+                f"sweep.storage={mask_url(settings.storage)}: {target.__name__} keeps pickles "
+                "in the database, and a pickle can run any code in every worker; set sweep.trust=true "
+                "if only people you trust can write to it, or remove sweep.storage"
+            )
+
+
+def sampler_class(settings: DictConfig) -> type:
+    """Return the class of `settings.sampler`."""
+    target = TPESampler if settings.sampler is None else _bind(SAMPLER, settings.sampler).func
+    return target if isinstance(target, type) else BaseSampler
+
+
 def make_sampler(settings: DictConfig) -> BaseSampler:
+    """Make the sampler of `settings.sampler`. Raises UserError if it cannot be built."""
     if settings.sampler is None:
         return cast(BaseSampler, SeededSampler(lambda seed: TPESampler(seed=seed), settings.seed))
-    bound = bind(settings.sampler)
+    bound = _bind(SAMPLER, settings.sampler)
     takes_seed = "seed" in inspect.signature(bound.func).parameters
 
     def make(seed: int) -> BaseSampler:
-        sampler: BaseSampler = bound(seed=seed) if takes_seed else bound()
+        with argument_errors(SAMPLER, settings.sampler):
+            sampler = bound(seed=seed) if takes_seed else bound()
+        if not isinstance(sampler, BaseSampler):
+            raise _wrong_kind(SAMPLER, settings.sampler)
         return sampler
 
     return cast(BaseSampler, SeededSampler(make, settings.seed))
 
 
 def make_pruner(settings: DictConfig) -> BasePruner:
-    if settings.pruner is None or settings.objectives:
+    """Make the pruner of `settings.pruner`. Raises UserError if it cannot be built."""
+    if settings.pruner is None:
         return NopPruner()
-    pruner: BasePruner = build(settings.pruner)
+    bound = _bind(PRUNER, settings.pruner)
+    with argument_errors(PRUNER, settings.pruner):
+        pruner = bound()
+    if not isinstance(pruner, BasePruner):
+        raise _wrong_kind(PRUNER, settings.pruner)
     return pruner
+
+
+@contextmanager
+def argument_errors(key: str, node: DictConfig | None) -> Iterator[None]:
+    """Word what Optuna raises if a sampler or a pruner cannot work with its arguments."""
+    try:
+        yield
+    except (TypeError, ValueError, ArithmeticError, AssertionError, NotImplementedError) as error:
+        given = OmegaConf.to_container(node) if node is not None else {}
+        assert isinstance(given, dict)
+        arguments = ", ".join(f"{k!s}={v}" for k, v in given.items() if k != "_target_")
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{key}: {given.get('_target_')}({arguments}): {reason}") from error
+
+
+def _bind(key: str, node: DictConfig) -> "partial[Any]":
+    if node.get("_target_"):
+        bound = bind(node)
+        if not isinstance(bound.func, type) or issubclass(bound.func, KINDS[key]):
+            return bound
+    raise _wrong_kind(key, node)
+
+
+def _wrong_kind(key: str, node: DictConfig) -> UserError:
+    expected = "optuna.samplers" if key == SAMPLER else "optuna.pruners"
+    return UserError(f"{key}._target_={node.get('_target_')}: expected a class of {expected}")

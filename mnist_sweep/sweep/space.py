@@ -2,12 +2,13 @@
 
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, RangeSweep
 from hydra_plugins.hydra_optuna_sweeper._impl import (
     OptunaSweeperImpl,
     create_optuna_distribution_from_override,
@@ -17,13 +18,22 @@ from optuna import Trial
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
     distribution_to_json,
 )
 
 from mnist_sweep.common.configs import is_under
 from mnist_sweep.common.errors import UserError, did_you_mean
+from mnist_sweep.common.secrets import refuse_secret
 from mnist_sweep.sweep.config import OWN_KEYS
 from mnist_sweep.sweep.optuna_internals import suggest
+from mnist_sweep.sweep.overrides import choices, from_text
+
+# What the trials of a sweep share, besides OWN_KEYS.
+SWEEP_WIDE = ("hydra", "store", "objective", "direction")
+MAX_POINTS = 100_000  # of a grid
+FORMS = "choice(a, b), range(a, b) or interval(a, b)"
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,8 @@ class Space:
     def _exists(self, name: str, drawn: Mapping[str, Any], config: DictConfig) -> bool:
         def current(key: str) -> str:
             if key in drawn:
-                return str(drawn[key])
+                value = drawn[key]
+                return str(from_text(value) if isinstance(value, str) else value)
             choice = config.hydra.runtime.choices.get(key)
             return str(choice if choice is not None else OmegaConf.select(config, key))
 
@@ -71,10 +82,16 @@ class Space:
     def grid(self, config: DictConfig) -> dict[str, dict[str, Any]]:
         """Every combination, keyed by its JSON; the last parameter varies fastest."""
         to_choices = OptunaSweeperImpl._to_grid_sampler_choices
-        choices = {name: to_choices(d) for name, d in self.distributions.items()}
+        sizes = {name: _n_choices(d) for name, d in self.distributions.items()}
+        if math.prod(sizes.values()) > MAX_POINTS:
+            raise UserError(
+                f"a grid of {' x '.join(map(str, sizes.values()))} points ({', '.join(sizes)}): "
+                f"expected at most {MAX_POINTS:,}; a search, for example search=random, draws from it"
+            )
+        axes = {name: to_choices(d) for name, d in self.distributions.items()}
         points: dict[str, dict[str, Any]] = {}
-        for values in itertools.product(*choices.values()):
-            point = dict(zip(choices, values, strict=True))
+        for values in itertools.product(*axes.values()):
+            point = dict(zip(axes, values, strict=True))
             kept = {name: v for name, v in point.items() if self._exists(name, point, config)}
             points.setdefault(json.dumps(kept, sort_keys=True), kept)
         return points
@@ -108,11 +125,17 @@ def parse(settings: DictConfig, arguments: list[str]) -> Space:
         distributions.pop(name, None)
         intervals.discard(name)
         if override.is_sweep_override():
+            _check_may_vary(override)
+            _check_length(override)
             distributions[name] = _distribution(override)
             if override.is_interval_sweep():
                 intervals.add(name)
         elif not name.startswith(("hydra.", "hydra/")):
             fixed.append(override.input_line)
+    if malformed := [name for name, each in settings.when.items() if not OmegaConf.is_dict(each)]:
+        raise UserError(
+            f"sweep.when.{malformed[0]}={settings.when[malformed[0]]}: expected {{parameter: values}}"
+        )
     if unknown := [name for name in settings.when if name not in known]:
         hint = did_you_mean(unknown[0], list(known))
         raise UserError(f"sweep.when.{unknown[0]}: not a parameter of the space{hint}")
@@ -127,10 +150,56 @@ def parse(settings: DictConfig, arguments: list[str]) -> Space:
     return Space(distributions, fixed, when, frozenset(intervals))
 
 
+def _n_choices(distribution: Any) -> int:
+    if isinstance(distribution, CategoricalDistribution):
+        return len(distribution.choices)
+    step = distribution.step or 1
+    return int((distribution.high - distribution.low) / step) + 1
+
+
+def _check_may_vary(override: Override) -> None:
+    """Raise UserError for what describes the sweep as a whole."""
+    key = override.get_key_element().lstrip("+~").partition("@")[0].replace("/", ".")
+    if is_under(key, (*OWN_KEYS, *SWEEP_WIDE)):
+        raise UserError(
+            f"{override.input_line}: {key} cannot vary within a sweep; expected one value"
+        )
+
+
+def _check_length(override: Override) -> None:
+    """Raise UserError for a range that would become a list of choices which fits into no memory."""
+    value = override.value()
+    if not isinstance(value, RangeSweep) or not (value.shuffle or value.transformers):
+        return
+    start, stop, step = (float(x) for x in (value.start or 0, value.stop or 0, value.step))
+    if step and not abs((stop - start) / step) <= MAX_POINTS:
+        raise UserError(f"{override.input_line}: expected a range of at most {MAX_POINTS:,} values")
+
+
 def _distribution(override: Override) -> BaseDistribution:
+    line = override.input_line
+    if override.is_choice_sweep():
+        options = choices(override)
+        for option in options:
+            refuse_secret(override.get_key_element(), str(option))
+        if len(set(options)) < len(options):
+            raise UserError(f"{line}: a value appears twice; expected different values")
+        return CategoricalDistribution(options)
     try:
         distribution = create_optuna_distribution_from_override(override)
-    except (ValueError, NotImplementedError, AssertionError) as error:
-        raise UserError(f"{override.input_line}: {error}") from error
+    except (ValueError, TypeError, ArithmeticError, NotImplementedError, AssertionError) as error:
+        # an error of `decimal` names its class only
+        is_worded = str(error) and not isinstance(error, ArithmeticError)
+        reason = str(error).partition("\n")[0].rstrip(".") if is_worded else "not a space of values"
+        raise UserError(f"{line}: {reason}; expected {FORMS}") from error
+    if isinstance(distribution, CategoricalDistribution):
+        # Optuna cannot tell apart what Python takes for equal
+        if len(set(distribution.choices)) < len(distribution.choices):
+            raise UserError(f"{line}: a value appears twice; expected different values")
+    elif isinstance(distribution, FloatDistribution | IntDistribution):
+        if not (math.isfinite(distribution.low) and math.isfinite(distribution.high)):
+            raise UserError(f"{line}: expected an interval with finite ends")
+        if override.is_interval_sweep() and not distribution.low < distribution.high:
+            raise UserError(f"{line}: expected an interval whose first end is the smaller one")
     assert isinstance(distribution, BaseDistribution)
     return distribution

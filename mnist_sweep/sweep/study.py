@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sqlite3
 import threading
 import time
@@ -36,9 +37,11 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from mnist_sweep.common import processes
+from mnist_sweep.common import processes, sqlite
 from mnist_sweep.common.configs import is_under
-from mnist_sweep.common.errors import UserError, without_password
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.files import make_database, make_folder
+from mnist_sweep.common.secrets import mask_in, mask_url
 from mnist_sweep.sweep import optuna_internals
 from mnist_sweep.sweep.config import OWN_KEYS
 
@@ -54,6 +57,7 @@ RETRY_S = 1.0  # between two calls of a database that is away
 SQLITE_OUTAGES = ("locked", "busy", "unable to open", "disk I/O", "is full")
 QUEUE_LENGTH = 64  # points of a grid in the queue at once
 LOCK_TIMEOUT_S = 60  # of a file lock
+MAX_NAME_LENGTH = 200  # bytes; file systems allow 255
 FIRST_CONTACTS = 5  # attempts to open a new database on a server
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -165,6 +169,18 @@ for _name in optuna_internals.STORAGE_CALLS:
     setattr(PatientStorage, _name, _patient(_name))
 
 
+def check_name(name: str) -> None:
+    """Raise UserError unless the name of a sweep can name a folder and stand in MLflow's queries."""
+    if not re.fullmatch(r"[\w.+-]+", name) or not name.strip("."):
+        raise UserError(
+            f"sweep.name={name}: expected letters, digits and any of . _ - +, not only dots"
+        )
+    if (length := len(name.encode())) > MAX_NAME_LENGTH:
+        raise UserError(
+            f"sweep.name={name[:20]}... has {length} bytes, expected at most {MAX_NAME_LENGTH}"
+        )
+
+
 def storage_url(url: str | None, store: str) -> str:
     return url or f"sqlite:///{Path(store).resolve()}/optuna.db"
 
@@ -184,7 +200,13 @@ def give_up(study: optuna.Study) -> None:
 
 
 def sqlite_path(url: str) -> Path | None:
-    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
+    """Return the file of an SQLite database; None for a server. Raises UserError for other SQLite."""
+    if not url.startswith("sqlite"):
+        return None
+    path = url.removeprefix("sqlite:///").partition("?")[0]
+    if path in (url, "", ":memory:"):
+        raise UserError(f"sweep.storage={url}: workers cannot read this; expected sqlite:///file")
+    return Path(path)
 
 
 def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
@@ -195,7 +217,7 @@ def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
     """
     if url.startswith("journal"):
         raise UserError(
-            f"sweep.storage={url}: a journal file with a torn last line cannot be read again; "
+            f"sweep.storage={mask_url(url)}: a journal file with a torn last line cannot be read again; "
             "expected sqlite:///file or postgresql://..."
         )
     # one connection, and one more for Optuna's own check of the tables
@@ -203,23 +225,26 @@ def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
     if url.startswith("sqlite"):
         engine["connect_args"] = {"timeout": SQLITE_TIMEOUT_S}
     try:
-        return PatientStorage(
-            url,
+        storage = PatientStorage(
+            url.replace("{", "{{").replace("}", "}}"),  # Optuna takes the URL for a template
             engine_kwargs=engine,
             heartbeat_interval=max(1, grace_s // 4),
             grace_period=grace_s,
             skip_compatibility_check=not create,
             skip_table_creation=not create,
         )
+        with storage.engine.connect() as connection:
+            connection.execute(text("SELECT 1 FROM studies LIMIT 1"))
+        return storage
     except ImportError as error:
         raise UserError(
-            f"sweep.storage={without_password(url)} needs a database driver that is not installed; "
+            f"sweep.storage={mask_url(url)} needs a database driver that is not installed; "
             "for postgresql://: pip install 'psycopg[binary]'"
         ) from error
-    except (SQLAlchemyError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        shown = without_password(url)
-        raise UserError(f"sweep.storage={shown} cannot be opened: {reason}") from error
+    except (SQLAlchemyError, StorageInternalError, OSError, ValueError) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+        reason = mask_in(str(cause).splitlines()[0], url)
+        raise UserError(f"sweep.storage={mask_url(url)} cannot be opened: {reason}") from error
 
 
 def create_study(
@@ -240,9 +265,11 @@ def create_study(
     if path is None:
         storage = _open_on_server(url, grace_s)
     else:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        sqlite.check_file(path, f"sweep.storage={url}")
+        make_folder(path.parent)
         # two processes that create the tables of an SQLite file at once would corrupt it
         with FileLock(path.with_suffix(".lock"), timeout=LOCK_TIMEOUT_S):
+            make_database(path)
             storage = open_storage(url, grace_s, create=True)
     study = optuna.create_study(
         storage=storage,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 
 class Trial:
@@ -12,12 +13,14 @@ class Trial:
         number: the trial's number in its sweep; None outside of a sweep.
         sweep: name of the sweep; None outside of a sweep.
         resume_from: directory of an interrupted attempt that left a checkpoint; None: start anew.
+        params: what varies in the sweep, with this trial's values; empty outside of a sweep.
         tags: what the sweep's callbacks want on the record of every trial.
     """
 
     number: int | None = None
     sweep: str | None = None
     resume_from: Path | None = None
+    params: Mapping[str, Any] = {}
     tags: Mapping[str, str] = {}
 
     def report(self, step: int, metrics: Mapping[str, float], *, final: bool = False) -> bool:

@@ -32,7 +32,8 @@ class Assignment:
     """A trial for a worker."""
 
     number: int
-    overrides: list[str]
+    params: Mapping[str, Any]  # what varies
+    overrides: list[str]  # of the whole configuration
     resume_from: str | None  # directory of an earlier attempt, which may be on another host
 
 
@@ -108,6 +109,7 @@ class WorkerTrial(Trial):
 
     def __init__(self, assignment: Assignment, job: Job, coordinator: Coordinator) -> None:
         self.number, self.sweep, self.tags = assignment.number, job.config.sweep.name, job.tags
+        self.params = assignment.params
         checkpoint, directory = job.config.sweep.checkpoint, assignment.resume_from
         if directory and checkpoint and (Path(directory) / checkpoint).exists():
             self.resume_from = Path(directory)

@@ -23,6 +23,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import setup_globals
 
 from mnist_sweep.common import processes, signals
+from mnist_sweep.common.files import make_folder
 from mnist_sweep.sweep import worker_process
 from mnist_sweep.sweep.coordinator import Channel, CoordinatorThread
 from mnist_sweep.sweep.study import INTERRUPTED
@@ -57,7 +58,7 @@ def run_workers(
         context.set_forkserver_preload(["__main__", *preload, worker_process.__name__])
     setup_globals()
     log_dir = job.directory / ".workers"
-    log_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(log_dir)
     lifeline, held = context.Pipe(duplex=False)
     arguments = (cloudpickle.dumps((job, Singleton.get_state())), lifeline)
     slots = [

@@ -21,6 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from mnist_sweep import config
 from mnist_sweep.common.config_errors import explain
 from mnist_sweep.common.errors import UserError, did_you_mean
+from mnist_sweep.common.rules import problems
+from mnist_sweep.common.secrets import check_settings
 from mnist_sweep.tools import config as schemas
 
 
@@ -52,7 +54,7 @@ TOOLS = {
     "ensemble": Tool("ensemble", schemas.EnsembleConfig, "sweep=NAME | runs=ID,ID [key=value ...]"),
     "data": Tool("data", schemas.CheckDataConfig, "[data=DATASET] [key=value ...]", "config"),
     "report": Tool("report", schemas.ReportConfig, "[sweep=NAME] [key=value ...]"),
-    "ui": Tool("ui", schemas.UiConfig),
+    "ui": Tool("ui", schemas.UiConfig, "[sweep=NAME,NAME] [key=value ...]"),
 }
 ALIASES = {"source": "model"}  # {setting: its name on the command line}; `model` is a config group
 
@@ -86,6 +88,9 @@ def run_tool(name: str, arguments: Sequence[str], program: Sequence[str]) -> Non
         shown = {ALIASES.get(str(k), str(k)): node for k, node in cfg.items_ex(resolve=False)}
         print(OmegaConf.to_yaml(shown), end="")
         return
+    check_settings(cfg)
+    if found := problems(cfg):
+        raise UserError("; ".join(map(_with_alias, found)))
     _log_to_stdout()
     module = importlib.import_module(f"mnist_sweep.tools.{tool.module}")
     module.run(cfg, overrides)
@@ -146,10 +151,22 @@ def compose_config(
         with open_dict(cfg):
             del cfg["hydra"]
         for key, value in texts.items():
-            cfg[key] = value
+            cfg[key] = (
+                [_literal(each) for each in value] if isinstance(value, list) else _literal(value)
+            )
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(explain(error)) from error
     return cfg, choices
+
+
+def _with_alias(problem: str) -> str:
+    """Name a setting in a message as the command line does."""
+    return re.sub(r"^\w+", lambda key: ALIASES.get(key[0], key[0]), problem)
+
+
+def _literal(text: str | None) -> str | None:
+    """Escape what OmegaConf would interpolate: a file may be named ${oc.env:HOME}."""
+    return None if text is None else re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
 def _help(name: str, tool: Tool, program: str) -> str:

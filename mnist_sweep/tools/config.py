@@ -2,12 +2,14 @@
 # ruff: noqa: RUF009  (`setting` returns a dataclasses.field)
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from mnist_sweep.common.rules import NOT_EMPTY, SEED, above, at_least
 from mnist_sweep.common.schema import schema
 from mnist_sweep.data.config import DataConfig
 from mnist_sweep.tracking.config import UI_PORT, TrackingConfig
 
+PORT = at_least(0).at_most(65535)  # 0: the system chooses
 STORE = "${oc.env:MNIST_SWEEP_STORE,mlruns}"
 
 
@@ -25,22 +27,25 @@ class StoreConfig:
     """Settings of every tool that reads runs."""
 
     tracking: TrackingConfig = setting(TrackingConfig, "the MLflow store")
-    store: str = setting(STORE, "folder of all runs")
+    store: Annotated[str, NOT_EMPTY] = setting(STORE, "folder of all runs")
 
 
 @dataclass
 class LoadingConfig(StoreConfig):
     """Settings of every tool that loads trained models."""
 
-    allow_pickle: bool = setting(False, "load pickled models too, which can run any code")
-    seed: int = setting(0, "seed of the data's splits")
+    trust: bool = setting(
+        False,
+        "load a .pt2 or a model of another program too: loading this file can run any code in it",
+    )
+    seed: Annotated[int, SEED] = setting(0, "seed of the data's splits")
 
 
 @dataclass
 class ModelToolConfig(LoadingConfig):
     """Settings of every tool that loads the model that the user names."""
 
-    source: str | None = setting(  # on the command line: model=...
+    source: Annotated[str | None, NOT_EMPTY] = setting(  # on the command line: model=...
         None,
         "run id, models:/name@alias, models:/name/version, run directory or exported .pt2; "
         "null: the champion, else the challenger, else the newest run",
@@ -55,7 +60,9 @@ class PredictConfig(ModelToolConfig):
     code is 1 if a file cannot be read.
     """
 
-    files: list[str] = setting([], "image files and folders")  # on the command line: without a key
+    files: Annotated[list[str], NOT_EMPTY] = setting(
+        [], "image files and folders"
+    )  # on the command line: without a key
     format: Literal["csv", "json"] = setting("csv", "csv or json")
     probabilities: bool = setting(False, "print the probabilities of all classes")
 
@@ -82,7 +89,7 @@ class ExportConfig(ModelToolConfig):
     """
 
     format: Literal["onnx", "pt2", "torchscript"] = setting("onnx", "onnx, pt2 or torchscript")
-    output: str | None = setting(
+    output: Annotated[str | None, NOT_EMPTY] = setting(
         None, "path of the file; null: model.onnx, model.pt2 or model.pt in the current folder"
     )
     data: DataConfig = setting(DataConfig, "dataset whose images the comparison uses")
@@ -109,10 +116,12 @@ class EnsembleConfig(StoreConfig):
     it as one model. Name either a sweep or at least two runs.
     """
 
-    sweep: str | None = setting(None, "name of the sweep whose finished runs are combined")
-    runs: list[str] = setting([], "ids of the runs, separated by commas")
-    rounds: int = setting(50, "rounds of the greedy selection")
-    model_name: str = setting("ensemble", "name of the registered model")
+    sweep: Annotated[str | None, NOT_EMPTY] = setting(
+        None, "name of the sweep whose finished runs are combined"
+    )
+    runs: Annotated[list[str], NOT_EMPTY] = setting([], "ids of the runs, separated by commas")
+    rounds: Annotated[int, above(0)] = setting(50, "rounds of the greedy selection")
+    model_name: Annotated[str, NOT_EMPTY] = setting("ensemble", "name of the registered model")
 
 
 @schema
@@ -122,11 +131,11 @@ class DemoConfig(ModelToolConfig):
     The page shows what one or several models recognise. It runs until Ctrl-C.
     """
 
-    models: list[str] = setting(
+    models: Annotated[list[str], NOT_EMPTY] = setting(
         [], "show the best run of each of these model types in the last sweep, e.g. simple,vgg"
     )
-    host: str = setting("127.0.0.1", "address to serve on")
-    port: int = setting(7860, "port to serve on, if it is free")
+    host: Annotated[str, NOT_EMPTY] = setting("127.0.0.1", "address to serve on")
+    port: Annotated[int, PORT] = setting(7860, "port to serve on, if it is free")
     data: DataConfig = setting(DataConfig, "dataset whose test images the page offers")
 
 
@@ -137,20 +146,25 @@ class ReportConfig(StoreConfig):
     Every sweep writes its report when it ends. This tool writes it again, or while the sweep runs.
     """
 
-    sweep: str = setting("latest", "name of the sweep; latest: the one that started last")
-    storage: str | None = setting(None, "URL of the sweep's database, as sweep.storage")
+    sweep: Annotated[str, NOT_EMPTY] = setting(
+        "latest", "name of the sweep; latest: the one that started last"
+    )
+    storage: Annotated[str | None, NOT_EMPTY] = setting(
+        None, "URL of the sweep's database, as sweep.storage"
+    )
 
 
 @schema
 class UiConfig:
     """Start MLflow's UI.
 
-    Prints links to all runs, to the last sweep and to its best runs. It runs until Ctrl-C.
+    Prints links to all runs and to the comparison of a sweep, or of several. It runs until Ctrl-C.
     """
 
-    port: int = setting(UI_PORT, "port to serve on, if it is free")
+    sweep: list[str] = setting([], "names of the sweeps to compare, e.g. a,b; by default the last")
+    port: Annotated[int, PORT] = setting(UI_PORT, "port to serve on, if it is free")
     dashboard: bool = setting(False, "also start optuna-dashboard")
-    store: str = setting(STORE, "folder of all runs")
+    store: Annotated[str, NOT_EMPTY] = setting(STORE, "folder of all runs")
 
 
 @dataclass
@@ -163,4 +177,4 @@ class CheckDataConfig(StoreConfig):
 
     # not a schema: conf/config.yaml defines these settings
     data: DataConfig = setting(DataConfig, "dataset to check")
-    seed: int = setting(0, "seed of the data's splits and of the samples")
+    seed: Annotated[int, SEED] = setting(0, "seed of the data's splits and of the samples")

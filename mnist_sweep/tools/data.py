@@ -12,12 +12,13 @@ from omegaconf import DictConfig
 from mnist_sweep import config
 from mnist_sweep.analysis import figures
 from mnist_sweep.common import console, signals
-from mnist_sweep.data.augment import affine
+from mnist_sweep.data.augment import affine, background_of
 from mnist_sweep.data.checks import check_dataset, count_classes
 from mnist_sweep.data.dataset import Dataset, load_dataset, to_float
 from mnist_sweep.sweep.trial import Trial
 from mnist_sweep.tools.output import make_output_directory
 from mnist_sweep.tracking.factory import make_tracker
+from mnist_sweep.tracking.run import check_store, store_uri
 from mnist_sweep.training.device import describe
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ SAMPLES = 25  # images to draw
 def run(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Check the dataset of a training configuration; exit with code 1 if a check fails."""
     config.check(cfg)
+    if cfg.tracking.enabled:
+        check_store(store_uri(cfg.tracking.uri, cfg.store))
     cfg.data.train_size = None  # all training images
     data = load_dataset(cfg.data)
     checks = check_dataset(data, cfg.data.expected)
@@ -40,7 +43,12 @@ def run(cfg: DictConfig, overrides: Sequence[str]) -> None:
     write(directory)
     log.info("figures: %s", directory)
     tracker = make_tracker(
-        cfg, model=f"data {data.name}", overrides=overrides, directory=directory, trial=Trial()
+        cfg,
+        name=f"data {data.name}",
+        choices={},
+        overrides=overrides,
+        directory=directory,
+        trial=Trial(),
     )
     tags = {"kind": "data", "data": data.name, "data.sha256": data.digest}
     tags["device"] = describe(torch.device("cpu"))
@@ -65,5 +73,6 @@ def _write(folder: Path, *, data: Dataset, cfg: DictConfig, table: str) -> None:
     samples = figures.image_grid(images.numpy(), captions, f"{data.name}: training images")
     samples.savefig(folder / "samples.png")
     title = f"{data.name}: the same images with data.augment=affine"
-    augmented = affine(to_float(images), generator=generator, **cfg.data.affine).numpy()
-    figures.image_grid(augmented, captions, title).savefig(folder / "samples_augmented.png")
+    strength = {**cfg.data.affine, "background": background_of(data)}
+    augmented = affine(to_float(images), generator=generator, **strength)
+    figures.image_grid(augmented.numpy(), captions, title).savefig(folder / "samples_augmented.png")

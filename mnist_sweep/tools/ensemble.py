@@ -11,7 +11,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_sweep import models
 from mnist_sweep.analysis import figures, metrics
 from mnist_sweep.analysis.predictions import (
     Predictions,
@@ -20,12 +19,14 @@ from mnist_sweep.analysis.predictions import (
     load_predictions,
 )
 from mnist_sweep.common import console
-from mnist_sweep.common.errors import UserError, without_password
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.secrets import mask_url
 from mnist_sweep.data.dataset import Dataset, to_float
 from mnist_sweep.tools.output import make_output_directory, open_run
-from mnist_sweep.tools.trained_model import load_from_mlflow
-from mnist_sweep.tracking import queries
+from mnist_sweep.tools.trained_model import load_saved
+from mnist_sweep.tracking import queries, registry
 from mnist_sweep.tracking.run import prepare, store_uri
+from mnist_sweep.training.saved_model import SavedModel
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +47,7 @@ class Vote:
 
 def run(cfg: DictConfig, _overrides: Sequence[str]) -> None:
     """Combine the models that `cfg.sweep` or `cfg.runs` names, and record and register the result."""
-    if cfg.rounds < 1:
-        raise UserError(f"rounds={cfg.rounds}: expected at least 1")
+    registry.check_name("model_name", cfg.model_name)
     if (cfg.sweep is None) == (not cfg.runs):
         raise UserError("expected either sweep=<name> or runs=<run id>,<run id>")
     uri = store_uri(cfg.tracking.uri, cfg.store)
@@ -91,7 +91,7 @@ def _record(
     tags = {"kind": "ensemble", "members": " ".join(f"{k}*{w}" for k, w in selected.items())}
     if data is not None:
         tags |= {"data": data.name, "data.sha256": data.digest}
-    mixture = mix(uri, selected) if cfg.tracking.log_model and data is not None else None
+    mixture = combine(uri, selected) if cfg.tracking.log_model and data is not None else None
     name = cfg.tracking.run_name or f"ensemble {cfg.sweep or ''}".strip()
     with open_run(cfg, name, tags) as run:
         run.log_metrics(scores, step=0)
@@ -101,7 +101,13 @@ def _record(
         run.log_artifacts(lambda folder: OmegaConf.save(settings, folder / "config.yaml"))
         if mixture is not None and data is not None:
             example = to_float(data.test.images[:2]).numpy()
-            run.log_model(mixture, example, data.classes, registered_name=cfg.model_name)
+            run.log_model(
+                mixture.build(),
+                example,
+                data.classes,
+                mixture.save_in,
+                registered_name=cfg.model_name,
+            )
             log.info("registered as model %s", cfg.model_name)
 
 
@@ -114,7 +120,7 @@ def load(uri: str, experiment_id: str, cfg: DictConfig) -> Predictions:
     if len(runs) < 2:
         source = f"runs={','.join(cfg.runs)}" if cfg.sweep is None else f"sweep={cfg.sweep}"
         raise UserError(
-            f"{source} names {len(runs)} finished runs in {without_password(uri)}: expected at least 2"
+            f"{source} names {len(runs)} finished runs in {mask_url(uri)}: expected at least 2"
         )
     return load_predictions(uri, runs)
 
@@ -205,14 +211,20 @@ def confusions(predictions: Predictions) -> list[tuple[int, int, int]]:
     return metrics.ranked_confusions(np.sum(matrices, axis=0))
 
 
-def mix(uri: str, weights: Mapping[str, int]) -> models.Mixture | None:
-    """Build one model from {run id: weight}; log a warning and return None if a model is deleted."""
+def combine(uri: str, weights: Mapping[str, int]) -> SavedModel | None:
+    """Combine the models of {run id: weight}; log a warning and return None if one is missing."""
     try:
-        nets = [load_from_mlflow(uri, run_id).model for run_id in weights]
+        parts = [(load_saved(uri, run_id), weight) for run_id, weight in weights.items()]
     except UserError as error:
         log.warning("WARNING: the ensemble is not registered as a model: %s", error)
         return None
-    return models.Mixture(nets, list(weights.values()))
+    return SavedModel(
+        configs=[config for saved, _ in parts for config in saved.configs],
+        states=[state for saved, _ in parts for state in saved.states],
+        weights=[share * weight for saved, weight in parts for share in saved.weights],
+        shape=parts[0][0].shape,
+        classes=parts[0][0].classes,
+    )
 
 
 def _log_errors(predictions: Predictions, classes: Sequence[str]) -> None:

@@ -20,10 +20,12 @@ from mnist_sweep.tools.trained_model import TrainedModel, load_data_for, load_mo
 
 log = logging.getLogger(__name__)
 
-Change = Callable[[torch.Tensor, float], torch.Tensor]  # images [N, C, H, W] in 0..1, strength
+Fill = list[float] | None  # value of the pixels from outside the image, per channel; None: 0
+# (images [N, C, H, W] in 0..1, strength, fill) -> changed images
+Change = Callable[[torch.Tensor, float, Fill], torch.Tensor]
 
 
-def _add_noise(images: torch.Tensor, strength: float) -> torch.Tensor:
+def _add_noise(images: torch.Tensor, strength: float, _: Fill) -> torch.Tensor:
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     return (images + strength * noise).clamp(0, 1)
 
@@ -32,17 +34,17 @@ def _add_noise(images: torch.Tensor, strength: float) -> torch.Tensor:
 CHANGES: Mapping[str, tuple[str, Change, tuple[float, ...]]] = {
     "shifted": (
         "pixels to the right",
-        lambda x, s: F.affine(x, 0, [int(s), 0], 1, [0, 0]),
+        lambda x, s, fill: F.affine(x, 0, [int(s), 0], 1, [0, 0], fill=fill),
         (1, 2, 4, 6),
     ),
-    "rotated": ("degrees", F.rotate, (10, 20, 30, 45)),
+    "rotated": ("degrees", lambda x, s, fill: F.rotate(x, s, fill=fill), (10, 20, 30, 45)),
     "noisy": ("standard deviation", _add_noise, (0.1, 0.2, 0.4, 0.6)),
     "blurred": (
         "sigma in pixels",
-        lambda x, s: F.gaussian_blur(x, [7, 7], [s, s]),
+        lambda x, s, _: F.gaussian_blur(x, [7, 7], [s, s]),
         (0.5, 1, 1.5, 2),
     ),
-    "inverted": ("", lambda x, _: 1 - x, (1,)),
+    "inverted": ("", lambda x, _strength, _fill: 1 - x, (1,)),
 }
 UNITS = {name: unit for name, (unit, _, _) in CHANGES.items()}
 Robustness = list[tuple[str, float, float]]  # change, strength, accuracy
@@ -81,13 +83,14 @@ def run(cfg: DictConfig, overrides: Sequence[str]) -> None:
 def measure_robustness(model: TrainedModel, data: Dataset) -> Robustness:
     """Measure the accuracy on the test images after each change of CHANGES, at each strength."""
     images, labels = data.test.images.float() / 255, data.test.labels.numpy()
+    fill = list(data.background) if any(data.background) else None
 
     def accuracy(changed: torch.Tensor) -> float:
         pixels = (changed * 255).round().to(torch.uint8).numpy()
         return metrics.accuracy(model.probabilities(pixels), labels)
 
     return [
-        (name, strength, accuracy(change(images, strength)))
+        (name, strength, accuracy(change(images, strength, fill)))
         for name, (_, change, strengths) in CHANGES.items()
         for strength in strengths
     ]

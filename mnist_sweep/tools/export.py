@@ -59,7 +59,7 @@ def run(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def export_pt2(model: TrainedModel, path: Path) -> Predict:
-    """Write a .pt2 of torch.export, which the tools load as model=<path>."""
+    """Write a .pt2 of torch.export, which the tools load as model=<path> with trust=true."""
     about = {"classes": model.classes, "shape": model.shape}
     torch.export.save(_program(model), path, extra_files={ABOUT: json.dumps(about)})
     return _on_numpy(torch.export.load(path).module())

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from mnist_sweep.common import signals
 from mnist_sweep.common.configs import flatten
+from mnist_sweep.common.files import make_folder
 from mnist_sweep.tracking.run import MlflowRun, prepare, start_run, store_uri
 
 
@@ -16,7 +17,7 @@ def make_output_directory(store: str) -> Path:
     """Create a directory under `store`, named by date and time like the directory of a run."""
     now = datetime.now()
     directory = Path(store) / "outputs" / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S-%f}"
-    directory.mkdir(parents=True)
+    make_folder(directory)
     return directory
 
 

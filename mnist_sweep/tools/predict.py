@@ -2,19 +2,21 @@
 
 import csv
 import json
+import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from mnist_sweep.common.errors import UserError
-from mnist_sweep.data.images import image_files, read_image
+from mnist_sweep.data.images import SUFFIXES, image_files, read_image
 
 BATCH = 500  # images in memory at a time
 THREADS = 4  # that read files: Pillow releases Python's lock while it decodes
@@ -24,12 +26,12 @@ def run(cfg: DictConfig, _overrides: Sequence[str]) -> None:
     """Print a line for each file of `cfg.files`; exit with code 1 if one of them is unreadable."""
     if hasattr(signal, "SIGPIPE"):  # end silently when the reader of a pipe ends, such as `head`
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    warnings.filterwarnings("ignore", module="PIL")  # a damaged file has its line below
     paths = expand(cfg.files)
     from mnist_sweep.tools.trained_model import load_model  # imports torch: not without a file
 
     model = load_model(cfg)
     classes = [f"p({c})" for c in model.classes] if cfg.probabilities else []
-    write = _line_writer(cfg.format, ["file", "class", "probability", *classes])
 
     def read(path: Path) -> NDArray[np.uint8] | UserError:
         try:
@@ -38,7 +40,8 @@ def run(cfg: DictConfig, _overrides: Sequence[str]) -> None:
             return error
 
     n_unreadable = 0
-    with ThreadPoolExecutor(THREADS) as pool:
+    with _stdout() as out, ThreadPoolExecutor(THREADS) as pool:
+        write = _line_writer(out, cfg.format, ["file", "class", "probability", *classes])
         for first in range(0, len(paths), BATCH):
             batch = paths[first : first + BATCH]
             readable = []
@@ -62,19 +65,38 @@ def run(cfg: DictConfig, _overrides: Sequence[str]) -> None:
 
 
 def expand(paths: Sequence[str]) -> list[Path]:
-    """Replace each folder by the images in it. Raises UserError if that leaves nothing."""
+    """Replace each folder by the images in it.
+
+    Raises:
+        UserError: there are no paths, or a folder has no images or cannot be read.
+    """
     files = []
     for path in map(Path, paths):
-        files += image_files(path) if path.is_dir() else [path]
-    if not files:
+        found = image_files(path) if os.path.isdir(path) else [path]
+        if not found:
+            raise UserError(
+                f"{path}: expected a folder with images ({', '.join(sorted(SUFFIXES))})"
+            )
+        files += found
+    if not all(paths) or not files:  # Path("") is the current folder
         raise UserError("expected image files or folders of image files")
     return files
 
 
-def _line_writer(form: str, columns: Sequence[str]) -> Callable[[dict[str, Any]], object]:
-    """Return a function that prints a row as JSON, or as CSV after a header."""
+def _stdout() -> TextIO:
+    """Open standard output so that it takes the names of files as they are, in any encoding."""
+    encoding = sys.stdout.encoding
+    return open(
+        sys.stdout.fileno(), "w", encoding=encoding, errors="surrogateescape", closefd=False
+    )
+
+
+def _line_writer(
+    out: TextIO, form: str, columns: Sequence[str]
+) -> Callable[[dict[str, Any]], object]:
+    """Return a function that writes a row as JSON, or as CSV after a header."""
     if form == "json":
-        return lambda row: print(json.dumps(row))
-    writer = csv.DictWriter(sys.stdout, columns, lineterminator="\n")
+        return lambda row: print(json.dumps(row), file=out)
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
     return writer.writerow

@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 
 from mnist_sweep.analysis import metrics
 from mnist_sweep.common import console
-from mnist_sweep.common.errors import UserError, without_password
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.secrets import mask_url
 from mnist_sweep.data.dataset import Dataset, Split
 from mnist_sweep.tools.timing import median_ms
 from mnist_sweep.tools.trained_model import (
@@ -35,7 +36,7 @@ def run(cfg: DictConfig, overrides: Sequence[str]) -> None:
     challenger = registry.by_alias(uri, name, CHALLENGER)
     if challenger is None:
         raise UserError(
-            f"{name} has no challenger in {without_password(uri)}; a sweep registers its best model "
+            f"{name} has no challenger in {mask_url(uri)}; a sweep registers its best model "
             "as the challenger"
         )
     champion = registry.by_alias(uri, name, CHAMPION)

@@ -1,17 +1,17 @@
 """Loads a trained model from MLflow, from a run's directory or from an exported .pt2.
 
-Loading runs no code from the file: a file that can contain code is refused, unless `allow_pickle` is
-set.
+A model of this package is rebuilt from its configuration and its weights, which runs no code from a
+file. Any other file can run code when it is loaded, so it needs `trust`.
 """
 
-import io
 import json
+import logging
+import os
 import re
-import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -20,25 +20,22 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from mnist_sweep import models
-from mnist_sweep.common.build import build
-from mnist_sweep.common.errors import UserError, without_password
+from mnist_sweep.analysis.predictions import load_recorded
+from mnist_sweep.common.configs import plain_node, read_config
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.secrets import mask_url
 from mnist_sweep.data.dataset import Dataset, load_dataset
 from mnist_sweep.data.images import DIGITS
 from mnist_sweep.tracking import queries, registry
+from mnist_sweep.tracking.queries import Model
 from mnist_sweep.tracking.run import store_uri
 from mnist_sweep.training import checkpoint
+from mnist_sweep.training.saved_model import FILE, SavedModel
 from mnist_sweep.training.trainer import EVAL_BATCH_SIZE
 
 ABOUT = "mnist_sweep.json"  # file inside an exported .pt2: classes and shape
-# What the graph of a .pt2 may call, and how it may compute sizes.
-TARGET = (
-    r"torch\.ops\.aten\.[\w.]+|_operator\.(add|sub|mul|floordiv|mod|neg|getitem|eq|ne|[lg][te])"
-)
-EXPRESSION = (
-    r"(Symbol|Integer|Add|Mul|Pow|FloorDiv|Mod|Max|Min|positive|nonnegative|integer|True|False"
-    r"|'[su]\d+'|[-+*/(),= \d])*"
-)
+SETTINGS = Path(".hydra", "config.yaml")  # in the directory of a run
+TRUST = "set trust=true if you trust its source"
 
 
 @dataclass(frozen=True)
@@ -78,17 +75,18 @@ def load_model(cfg: DictConfig, source: str | None = None) -> TrainedModel:
             challenger, else the newest run.
 
     Raises:
-        UserError: there is no such model, or it can contain code and `cfg.allow_pickle` is not set.
+        UserError: there is no such model, or loading it can run code and `cfg.trust` is not set.
     """
     uri = store_uri(cfg.tracking.uri, cfg.store)
     name = source or cfg.source or _default_source(uri, cfg)
     path = Path(name)
-    if path.is_dir() or path.name == checkpoint.BEST:
-        return _load_from_checkpoint(path if path.is_dir() else path.parent)
+    is_directory = os.path.isdir(name)  # unlike pathlib's, also False for a name that is too long
+    if is_directory or path.name == checkpoint.BEST:
+        return _load_from_checkpoint(path if is_directory else path.parent)
     if path.suffix == ".pt2":
-        return _load_from_pt2(path, name, allow_pickle=cfg.allow_pickle)
+        return _load_from_pt2(path, name, trust=cfg.trust)
     if name.startswith("models:/") or re.fullmatch("[0-9a-f]{32}", name):
-        return load_from_mlflow(uri, name, allow_pickle=cfg.allow_pickle)
+        return load_from_mlflow(uri, name, trust=cfg.trust)
     raise UserError(
         f"model={name}: expected a run's id, models:/name@alias, a run's directory, its "
         f"{checkpoint.BEST}, or an exported .pt2"
@@ -111,14 +109,20 @@ def load_data_for(model: TrainedModel, cfg: DictConfig, overrides: Sequence[str]
     if recorded is None:
         data = load_dataset(cfg.data)
     else:
+        settings = OmegaConf.create({"data": plain_node(recorded, "data", f"model={model.name}")})
         for key in given:
             if key.startswith("data."):
-                OmegaConf.update(recorded, key, OmegaConf.select(cfg, key), force_add=True)
-        data = load_dataset(recorded.data)
+                OmegaConf.update(settings, key, OmegaConf.select(cfg, key), force_add=True)
+        data = load_recorded(settings.data, f"model={model.name}")
         digest = model.data_digest
         if model.run_id is not None:
             digest = queries.data_digest(store_uri(cfg.tracking.uri, cfg.store), model.run_id)
-        if digest not in (data.digest, None):
+        if digest is None:
+            raise UserError(
+                f"model={model.name} does not say which images it was trained on; choose a dataset "
+                "with data=..."
+            )
+        if digest != data.digest:
             raise UserError(
                 f"model={model.name} was trained on other images than those of {data.name} on this "
                 "machine; restore them, or choose a dataset with data=..."
@@ -131,8 +135,8 @@ def _training_config(model: TrainedModel, cfg: DictConfig) -> Any:
     """Return the configuration that the model was trained with; None if it is not recorded."""
     if model.run_id is not None:
         return queries.config_of(store_uri(cfg.tracking.uri, cfg.store), model.run_id)
-    settings = Path(model.name) / ".hydra" / "config.yaml"
-    return OmegaConf.load(settings) if settings.is_file() else None
+    settings = Path(model.name) / SETTINGS
+    return read_config(settings) if settings.is_file() else None
 
 
 def check_data_fits(model: TrainedModel, data: Dataset) -> None:
@@ -156,71 +160,112 @@ def _default_source(uri: str, cfg: DictConfig) -> str:
             return f"models:/{name}@{alias}"
     run_id = queries.newest_trained_run(uri)
     if run_id is None:
-        raise UserError(f"no trained model in {without_password(uri)}; {queries.TRAIN_ONE}")
+        raise UserError(f"no trained model in {mask_url(uri)}; {queries.TRAIN_ONE}")
     return run_id
 
 
-def load_from_mlflow(uri: str, name: str, *, allow_pickle: bool = False) -> TrainedModel:
+def load_from_mlflow(uri: str, name: str, *, trust: bool = False) -> TrainedModel:
     """Load the model of a run id or of models:/... from MLflow. Raises UserError like `load_model`."""
-    model_uri = name if name.startswith("models:/") else f"runs:/{name}/model"
-    with queries.model_folder(uri, model_uri) as (folder, description):
-        file = folder / "data" / "model.pt2"
-        model: nn.Module
-        if file.exists():
-            model = _load_program(file, name, allow_pickle=allow_pickle).module()
-        elif allow_pickle:
-            model = queries.load_pickle(folder)
-        else:
+    with queries.model_folder(uri, _model_uri(name)) as (folder, description):
+        path = folder / "extra_files" / FILE
+        run_id = description.run_id if isinstance(description.run_id, str) else None
+        if path.is_file():
+            with _named(name):
+                saved = SavedModel.load(path)
+            return _rebuild(saved, name, path.stat().st_size, run_id=run_id)
+        if not trust:
             raise UserError(
-                f"model={name} is a pickle, which can run any code when it is loaded; "
-                "set allow_pickle=true if you trust its source"
+                f"model={name} has no {FILE}, and loading its other files can run any code in them; "
+                f"{TRUST}{_hint(uri, run_id)}"
             )
-        if description.signature is None:
-            raise UserError(f"model={name} has no signature, so the shape of its images is unknown")
-        return _make(
-            model,
-            shape=description.signature.inputs.inputs[0].shape[1:],
-            classes=(description.metadata or {}).get("classes"),
-            name=name,
-            n_bytes=description.model_size_bytes or 0,
-            run_id=description.run_id,
-        )
+        return _load_trusted(folder, description, name, run_id)
 
 
-def _load_from_checkpoint(directory: Path) -> TrainedModel:
-    settings = directory / ".hydra" / "config.yaml"
-    if not settings.is_file():
-        raise UserError(f"{directory} is not the directory of a run: it has no .hydra/config.yaml")
-    best = checkpoint.load_best(directory)
-    cfg = OmegaConf.load(settings)
-    net = build(cfg.model, in_shape=tuple(best.shape), n_classes=len(best.classes))
-    model = models.Classifier(net, [0.0] * best.shape[0], [1.0] * best.shape[0])
-    model.load_state_dict(best.model)
+def _load_trusted(folder: Path, description: Model, name: str, run_id: str | None) -> TrainedModel:
+    """Load a model that another program or version 0.1 logged. This runs any code in its files."""
+    file = folder / "data" / "model.pt2"
+    try:
+        model = _load_program(file, name).module() if file.exists() else queries.load_pickle(folder)
+        signature = description.signature
+        shape = None if signature is None else signature.inputs.inputs[0].shape[1:]
+    except UserError:
+        raise
+    except Exception as error:  # pickles and MLflow raise many kinds
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(f"model={name} does not load: {reason}") from error
+    if shape is None:
+        raise UserError(f"model={name} has no signature, so the shape of its images is unknown")
     return _make(
-        model.eval(),
-        shape=best.shape,
-        classes=best.classes,
-        name=str(directory),
-        n_bytes=(directory / checkpoint.BEST).stat().st_size,
-        data_digest=best.data,
+        model,
+        shape=shape,
+        classes=(description.metadata or {}).get("classes"),
+        name=name,
+        n_bytes=description.model_size_bytes or 0,
+        run_id=run_id,
     )
 
 
-def _load_from_pt2(path: Path, name: str, *, allow_pickle: bool) -> TrainedModel:
+def load_saved(uri: str, run_id: str) -> SavedModel:
+    """Load what rebuilds the model of a run. Raises UserError if MLflow does not have it."""
+    with queries.model_folder(uri, _model_uri(run_id)) as (folder, _):
+        return SavedModel.load(folder / "extra_files" / FILE)
+
+
+def _model_uri(name: str) -> str:
+    return name if name.startswith("models:/") else f"runs:/{name}/model"
+
+
+def _hint(uri: str, run_id: str | None) -> str:
+    """Return a hint at the directory of a run, if its checkpoint is on this machine."""
+    directory = queries.directory_of(uri, run_id) if run_id else None
+    if directory is None or not (directory / checkpoint.BEST).is_file():
+        return ""
+    return f", or load the checkpoint of its run, model={directory}"
+
+
+def _load_from_checkpoint(directory: Path) -> TrainedModel:
+    settings = directory / SETTINGS
+    if not settings.is_file():
+        raise UserError(f"{directory} is not the directory of a run: it has no {SETTINGS}")
+    best, path = checkpoint.load_best(directory), directory / checkpoint.BEST
+    config: Any = OmegaConf.to_container(plain_node(read_config(settings), "model", settings))
+    saved = SavedModel([config], [best.model], [1.0], best.shape, best.classes)
+    return _rebuild(saved, str(directory), path.stat().st_size, data_digest=best.data)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Name the model in the errors of the block."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"model={name}: {error}") from error
+
+
+def _rebuild(saved: SavedModel, name: str, n_bytes: int, **record: str | None) -> TrainedModel:
+    with _named(name):
+        model = saved.build()
+    channels, height, width = saved.shape
+    return TrainedModel(
+        model, (channels, height, width), tuple(saved.classes), name, n_bytes, **record
+    )
+
+
+def _load_from_pt2(path: Path, name: str, *, trust: bool) -> TrainedModel:
     if not path.is_file():
         raise UserError(f"model={path}: no such file")
+    if not trust:
+        raise UserError(f"model={path}: loading a .pt2 can run any code in it; {TRUST}")
     extra = {ABOUT: ""}
-    program = _load_program(path, name, allow_pickle=allow_pickle, extra_files=extra)
+    program = _load_program(path, name, extra_files=extra)
     try:
         about = json.loads(extra[ABOUT])
-    except ValueError as error:
+        shape, classes = about["shape"], about["classes"]
+        checkpoint.check_images(shape, classes)
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"model={path}: not a .pt2 that mnist_sweep exported") from error
     return _make(
-        program.module(),
-        shape=about["shape"],
-        classes=about["classes"],
-        name=name,
-        n_bytes=path.stat().st_size,
+        program.module(), shape=shape, classes=classes, name=name, n_bytes=path.stat().st_size
     )
 
 
@@ -232,7 +277,6 @@ def _make(
     name: str,
     n_bytes: int,
     run_id: str | None = None,
-    data_digest: str | None = None,
 ) -> TrainedModel:
     if len(shape) != 3:
         raise UserError(f"model={name} takes inputs {list(shape)}, not images [C, H, W]")
@@ -241,66 +285,15 @@ def _make(
         with torch.inference_mode():
             n_classes = model(torch.zeros(2, *shape)).shape[1]
         classes = [str(i) for i in range(n_classes)]
-    return TrainedModel(
-        model, (channels, height, width), tuple(classes), name, n_bytes, run_id, data_digest
-    )
+    return TrainedModel(model, (channels, height, width), tuple(classes), name, n_bytes, run_id)
 
 
 def _load_program(
-    path: Path, name: str, *, allow_pickle: bool, extra_files: dict[str, str] | None = None
+    path: Path, name: str, *, extra_files: dict[str, str] | None = None
 ) -> torch.export.ExportedProgram:
-    """Load a .pt2. torch.export.load alone would unpickle parts of it and load compiled libraries."""
+    """Load a .pt2, which runs any code in it: torch unpickles parts of it and evaluates expressions."""
+    logging.getLogger("torch.export").setLevel(logging.CRITICAL)  # it logs the traceback too
     try:
-        if not allow_pickle and (part := _could_run_code(path)):
-            raise UserError(
-                f"model={name}: {part} in it can run any code when it is loaded; set "
-                "allow_pickle=true if you trust its source"
-            )
         return torch.export.load(path, extra_files=extra_files)
-    except UserError:
-        raise
     except Exception as error:  # torch raises many kinds for a damaged file
         raise UserError(f"model={name}: not a complete .pt2") from error
-
-
-def _could_run_code(path: Path) -> str | None:
-    """Return the first part of a .pt2 that is more than tensors and calls of ATen; None if all is plain.
-
-    Follows the format of torch 2.14, which unpickles what its JSON declares as pickled, and evaluates
-    the expressions in it.
-    """
-    with zipfile.ZipFile(path) as archive:
-        seen: set[str] = set()
-        for part in archive.namelist():
-            name = part.lower()  # torch ignores case, and takes the first of two
-            if name in seen or any(w in name for w in ("aotinductor", "custom_obj", "opaque_obj")):
-                return part
-            seen.add(name)
-            if name.endswith(".json") and not all(map(_is_plain, _items(archive.read(part)))):
-                return part
-            if name.endswith(".pt"):
-                try:
-                    torch.load(io.BytesIO(archive.read(part)), weights_only=True)
-                except (UnpicklingError, RuntimeError):
-                    return part
-    return None
-
-
-def _items(content: bytes) -> Iterator[tuple[str, Any]]:
-    """Yield (key, value) of all objects in a JSON text, at any depth."""
-    left = [json.loads(content)]
-    while left:
-        node = left.pop()
-        if isinstance(node, dict):
-            yield from node.items()
-            left += node.values()
-        elif isinstance(node, list):
-            left += node
-
-
-def _is_plain(item: tuple[str, Any]) -> bool:
-    key, value = item
-    if key in ("use_pickle", "guards_code"):
-        return not value
-    pattern = {"target": TARGET, "expr_str": EXPRESSION}.get(key)
-    return pattern is None or re.fullmatch(pattern, str(value)) is not None

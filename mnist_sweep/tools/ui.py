@@ -13,7 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from mnist_sweep.common import signals
+from mnist_sweep.common import signals, sqlite
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.tracking import links, queries
 from mnist_sweep.tracking.links import UI_HOST
@@ -21,8 +21,6 @@ from mnist_sweep.tracking.run import store_uri
 
 STOP_S = 10  # how long a server may take to stop before it is killed
 DASHBOARD_PORT = 8080
-MAX_PORT = 65535
-N_BEST = 5  # trials of the last sweep to compare
 
 
 def run(cfg: DictConfig, _overrides: Sequence[str]) -> None:
@@ -30,6 +28,7 @@ def run(cfg: DictConfig, _overrides: Sequence[str]) -> None:
     store = Path(cfg.store).resolve()
     if not (store / "mlflow.db").exists():
         raise UserError(f"{store} contains no runs; {queries.TRAIN_ONE}")
+    sqlite.check_file(store / "mlflow.db", f"store={cfg.store}")
     if cfg.dashboard:
         _check_dashboard(store)
     for signum in (signal.SIGTERM, signal.SIGINT):  # a shell ignores SIGINT for commands with &
@@ -37,8 +36,9 @@ def run(cfg: DictConfig, _overrides: Sequence[str]) -> None:
     servers = []
     try:
         port = find_free_port(cfg.port)
+        pages = links.ui_links(store_uri(None, str(store)), port, list(cfg.sweep))
         servers.append(_start(_mlflow_command(store, port)))
-        for title, url in links.ui_links(store_uri(None, str(store)), port, N_BEST).items():
+        for title, url in pages.items():
             print(f"{title}: {url}", flush=True)
         if cfg.dashboard:
             port = find_free_port(DASHBOARD_PORT)
@@ -58,12 +58,10 @@ def find_free_port(wanted: int, host: str = UI_HOST) -> int:
     """Return `wanted` if it is free, otherwise another port, and print that.
 
     Raises:
-        UserError: this machine has no address `host`, or `wanted` is not a port.
+        UserError: this machine has no address `host`.
     """
     if not host:  # the system would serve on all addresses
         raise UserError("host: expected an address of this machine")
-    if not 0 <= wanted <= MAX_PORT:
-        raise UserError(f"port={wanted}: expected 0 to {MAX_PORT}")
     for port in (wanted, 0):  # 0: the system chooses
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -95,11 +93,12 @@ def _check_dashboard(store: Path) -> None:
         raise UserError("dashboard=true needs optuna-dashboard: pip install optuna-dashboard")
     if not (store / "optuna.db").exists():
         raise UserError(f"{store} contains no sweep; python -m mnist_sweep -m runs one")
+    sqlite.check_file(store / "optuna.db", f"store={store}")
 
 
 def _dashboard_command(store: Path, port: int) -> list[str]:
-    program = str(Path(sys.executable).with_name("optuna-dashboard"))
-    return [program, f"sqlite:///{store}/optuna.db", "--host", UI_HOST, "--port", str(port)]
+    module = "mnist_sweep.tools.dashboard"
+    return [sys.executable, "-m", module, f"sqlite:///{store}/optuna.db", UI_HOST, str(port)]
 
 
 def _start(command: list[str]) -> "subprocess.Popen[bytes]":

@@ -1,8 +1,10 @@
 """The record of a sweep in MLflow, as a Hydra callback. Light: it imports mlflow when a sweep starts."""
 
 import hashlib
+import json
 import logging
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_sweep.common.errors import without_password
+from mnist_sweep.common.secrets import masked
 from mnist_sweep.sweep import Sweep, SweepCallback
 
 if TYPE_CHECKING:
@@ -25,6 +27,13 @@ class RecordSweep(SweepCallback):
     def __getstate__(self) -> dict[str, Any]:
         return {}  # workers receive the callbacks too, and need nothing of this one
 
+    def on_sweep_prepare(self, sweep: Sweep) -> None:
+        config = sweep.config
+        if config.tracking.enabled and not config.sweep.dry_run:
+            from mnist_sweep.tracking.run import check_store, store_uri
+
+            check_store(store_uri(config.tracking.uri, config.store))
+
     def on_sweep_start(self, sweep: Sweep, study: "Study") -> None:
         config = sweep.config
         self._run = ExitStack()
@@ -32,7 +41,7 @@ class RecordSweep(SweepCallback):
         if not config.tracking.enabled:
             return
         from mnist_sweep.sweep.results import COMPARE
-        from mnist_sweep.tracking import links, provenance, run
+        from mnist_sweep.tracking import links, provenance, run, view
 
         self.uri = run.store_uri(config.tracking.uri, config.store)
         self._prepare = partial(run.prepare, self.uri, config.store, config.tracking.experiment)
@@ -44,6 +53,10 @@ class RecordSweep(SweepCallback):
         self._tracker = self._run.enter_context(
             run.sweep_run(self.uri, experiment_id, sweep.name, tags=code)
         )
+        objectives = dict(config.sweep.objectives or {config.objective: config.direction})
+        self._tracker.set_tags({view.OBJECTIVES: json.dumps(objectives)})
+        # until trials are known; a conditional parameter may exist in none
+        self._save_view([name for name in sweep.parameters if name not in config.sweep.when])
         self._tracker.log_artifacts(partial(_write_inputs, config=config, diff=diff))
         sweep.tags["git.commit"] = commit
         if config.tracking.nested:
@@ -64,19 +77,43 @@ class RecordSweep(SweepCallback):
 
     def _finish(self, sweep: Sweep, study: "Study") -> None:
         """Record the figures, register the best model, keep the report."""
+        from mnist_sweep.sweep.importances import importances
         from mnist_sweep.sweep.results import count_states
+        from mnist_sweep.sweep.study import get_trials
 
         states = count_states(study)
         metrics = {f"trials/{name}": float(n) for name, n in states.items()}
         if states["complete"] and not sweep.config.sweep.objectives:
             metrics[f"best/{sweep.config.objective}"] = study.best_value
         self._tracker.log_metrics(metrics, step=0)
+        known = importances(study)
+        drawn = {name for trial in get_trials(study) for name in trial.params}
+        ranked = dict.fromkeys([*(known.shares if known else ()), *sweep.parameters])
+        self._save_view([name for name in ranked if name in drawn])
         try:
             self._register_best(sweep, study)
         except Exception as error:  # a registry that fails must not cost the sweep
             log.warning("the best model was not registered: %s", error)
         if (report := sweep.directory / "report").is_dir():
             self._tracker.log_artifacts(partial(shutil.copytree, report, dirs_exist_ok=True))
+
+    def _save_view(self, parameters: Sequence[str]) -> None:
+        """Save the page of MLflow's UI that compares the trials.
+
+        Args:
+            parameters: what was searched, the most important first.
+        """
+        from mnist_sweep.tracking import view
+        from mnist_sweep.tracking.retry import retried
+
+        client = self._tracker.client
+        names = [name.lstrip("+") for name in parameters]
+        self._tracker.set_tags({view.PARAMETERS: json.dumps(names)})
+        try:
+            summary = client.get_run(self._tracker.run_id)
+            retried(partial(view.save, client, summary.info.experiment_id, [summary]))
+        except Exception as error:  # without it the link opens MLflow's plain page
+            log.warning("the comparison in MLflow's UI was not composed: %s", error)
 
     def _register_best(self, sweep: Sweep, study: "Study") -> None:
         from mnist_sweep.sweep import results
@@ -104,6 +141,6 @@ def _warn_of_changed_code(before: dict[str, str], code: dict[str, str]) -> None:
 
 
 def _write_inputs(folder: Path, config: DictConfig, diff: str) -> None:
-    settings = without_password(OmegaConf.to_yaml(config.sweep, resolve=True))
-    (folder / "sweep.yaml").write_text(settings)
+    settings = masked(OmegaConf.to_container(config.sweep, resolve=True))
+    OmegaConf.save(settings, folder / "sweep.yaml")
     (folder / "code.diff").write_text(diff)

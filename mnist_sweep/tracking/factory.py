@@ -1,32 +1,52 @@
 """Makes the tracker that a configuration asks for. Light: it imports mlflow only if that is needed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from mnist_sweep.common.configs import flatten
 from mnist_sweep.sweep.trial import Trial
 from mnist_sweep.tracking.tracker import Tracker
 
 
 def make_tracker(
-    cfg: DictConfig, *, model: str, overrides: Sequence[str], directory: Path, trial: Trial
+    cfg: DictConfig,
+    *,
+    name: str,
+    choices: Mapping[str, str],
+    overrides: Sequence[str],
+    directory: Path,
+    trial: Trial,
 ) -> Tracker:
     """Return the tracker that `cfg.tracking` asks for. It opens nothing before `Tracker.run`.
 
+    The store of a single run has to answer at once. That of a trial may be away for a while, because
+    the sweep has checked it before.
+
     Args:
         cfg: the whole configuration.
-        model: the choice of the config group `model`; also the run's name, unless
-            `tracking.run_name` sets another.
+        name: the run's name, unless `tracking.run_name` sets another.
+        choices: {config group: its choice}, recorded as parameters beside the settings of `cfg`.
         overrides: the overrides that composed `cfg`.
         directory: the run's output directory.
         trial: the trial that the run belongs to.
+
+    Raises:
+        UserError: the store of a single run cannot be opened or created.
     """
     if not cfg.tracking.enabled:
         return Tracker()
-    from mnist_sweep.tracking.run import MlflowTracker  # imports mlflow
+    from mnist_sweep.tracking.run import MlflowTracker, check_store, store_uri  # imports mlflow
 
-    tags = {"model": model, "overrides": " ".join(overrides), "directory": str(directory)}
+    if trial.number is None:
+        check_store(store_uri(cfg.tracking.uri, cfg.store))
+    tags = {"overrides": " ".join(overrides), "directory": str(directory)}
+    if "model" in choices:
+        tags["model"] = choices["model"]
     if trial.number is not None:
         tags |= {"sweep": str(trial.sweep), "trial": str(trial.number), **trial.tags}
-    return MlflowTracker(cfg, run_name=cfg.tracking.run_name or model, tags=tags)
+    # what varies is a parameter even if `cfg` has no such key, as with the group `experiment`
+    varied = {key.lstrip("+"): str(value) for key, value in trial.params.items()}
+    params = {**varied, **flatten(cfg), **choices}
+    return MlflowTracker(cfg, run_name=cfg.tracking.run_name or name, tags=tags, params=params)

@@ -5,22 +5,25 @@ import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 import mlflow
-import requests
 from mlflow import MlflowClient
 from mlflow.entities import Run as Run
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model
-from omegaconf import DictConfig, OmegaConf
+from mlflow.models import Model as Model
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
+from omegaconf import DictConfig
+from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 from torch import nn
 
-from mnist_sweep.common.errors import UserError, without_password
+from mnist_sweep.common.configs import read_config
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.secrets import mask_in, mask_url
 from mnist_sweep.tracking.retry import retried
 
 History = dict[str, list[tuple[int, float]]]  # metric -> (epoch, value)
@@ -51,16 +54,38 @@ def connect(uri: str) -> MlflowClient:
 
 def check_server(uri: str) -> None:
     """Raise UserError if `uri` names a server that does not answer. MLflow would try for minutes."""
+    if uri.startswith(("postgresql", "mysql", "mssql")):
+        _check_database(uri)
     if not uri.startswith(("http://", "https://")):
         return
+    # with the user's credentials, because a proxy in front of the server may want them
+    credentials = get_default_host_creds(uri)  # type: ignore[no-untyped-call]
+    limits = {"max_retries": 0, "timeout": PROBE_TIMEOUT_S}
     try:
-        requests.get(f"{uri.rstrip('/')}/health", timeout=PROBE_TIMEOUT_S).raise_for_status()
-    except requests.RequestException as error:
+        answer = http_request(credentials, "/health", "GET", **limits)  # type: ignore[no-untyped-call]
+    except MlflowException as error:
         raise UserError(
-            f"no MLflow server answers at tracking.uri={without_password(uri)} "
-            f"({type(error).__name__}); start it, remove tracking.uri to record under store, or use "
-            "tracking=none"
+            f"no MLflow server answers at tracking.uri={uri} within {PROBE_TIMEOUT_S} s; start it, remove "
+            "tracking.uri to record under store, or use tracking=none"
         ) from error
+    if answer.status_code in (401, 403):
+        raise UserError(
+            f"tracking.uri={uri} refuses these credentials ({answer.status_code} {answer.reason}); set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+    if not answer.ok:
+        raise UserError(
+            f"tracking.uri={uri} answers {answer.status_code} {answer.reason}: expected an MLflow server"
+        )
+
+
+def _check_database(uri: str) -> None:
+    try:
+        with create_engine(uri).connect():
+            pass
+    except (SQLAlchemyError, ImportError) as error:
+        reason = mask_in(str(error).partition("\n")[0], uri)
+        raise UserError(f"tracking.uri={mask_url(uri)} cannot be opened: {reason}") from error
 
 
 @contextmanager
@@ -70,7 +95,7 @@ def store_errors(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"MLflow cannot open {without_password(uri)}: {reason}") from error
+        raise UserError(f"MLflow cannot open {mask_url(uri)}: {mask_in(reason, uri)}") from error
 
 
 def find_runs(
@@ -144,19 +169,28 @@ def last_sweep(client: MlflowClient, experiment_ids: Sequence[str]) -> Run | Non
     return next(find_runs(client, experiment_ids, "tags.kind = 'sweep'", page_size=1), None)
 
 
-def best_trials(client: MlflowClient, sweep: Run, n: int) -> list[str]:
-    """Return the run ids of the `n` best finished trials, by the objective in the sweep's summary run."""
-    metric = next((name for name in sweep.data.metrics if name.startswith("best/")), None)
-    if metric is None:
-        return []
-    direction = "ASC" if metric.endswith("loss") else "DESC"
-    query = (
-        f"{tag_is('sweep', sweep.data.tags['sweep'])} AND {IS_TRIAL} AND {FINISHED} "
-        f"AND metrics.`{metric}` > -1"
-    )
-    experiments, order = [sweep.info.experiment_id], f"metrics.`{metric}` {direction}"
-    runs = find_runs(client, experiments, query, order=order, page_size=n)
-    return [run.info.run_id for run in islice(runs, n)]
+def sweeps(client: MlflowClient, experiment_ids: Sequence[str], names: Sequence[str]) -> list[Run]:
+    """Return the summary runs of these sweeps; by default that of the last sweep, if there is one.
+
+    Raises:
+        UserError: there is no such sweep, or the sweeps are in several experiments.
+    """
+    last = last_sweep(client, experiment_ids)
+    if not names:
+        return [last] if last else []
+    found = []
+    for name in dict.fromkeys(names):
+        query = f"tags.kind = 'sweep' AND {tag_is('sweep', name)}"
+        run = next(find_runs(client, experiment_ids, query, page_size=1), None)
+        if run is None:
+            there = f"the last is {last.data.tags['sweep']}" if last else "there is none"
+            raise UserError(f"sweep={name}: no such sweep; {there}")
+        found.append(run)
+    if len({run.info.experiment_id for run in found}) > 1:
+        raise UserError(
+            f"sweep={','.join(names)}: expected sweeps of one experiment (tracking.experiment)"
+        )
+    return found
 
 
 def best_of_last_sweep(uri: str, models: Sequence[str]) -> dict[str, str]:
@@ -166,7 +200,7 @@ def best_of_last_sweep(uri: str, models: Sequence[str]) -> dict[str, str]:
     last = last_sweep(client, experiments)
     if last is None:
         raise UserError(
-            f"no sweep in {without_password(uri)}; python -m mnist_sweep -m model={','.join(models)}"
+            f"no sweep in {mask_url(uri)}; python -m mnist_sweep -m model={','.join(models)}"
         )
     sweep, run_ids = last.data.tags["sweep"], {}
     for model in models:
@@ -229,15 +263,22 @@ def artifact(uri: str, run_id: str, name: str) -> Iterator[Path]:
 def config_of(uri: str, run_id: str) -> DictConfig:
     """Return the configuration that a run recorded. Raises UserError if it recorded none."""
     with artifact(uri, run_id, "config.yaml") as path:
-        cfg = OmegaConf.load(path)
-    assert isinstance(cfg, DictConfig)
-    return cfg
+        return read_config(path)
 
 
 def data_digest(uri: str, run_id: str) -> str | None:
     """Return the sha256 of the dataset that a run used, if it recorded one."""
     digest: str | None = MlflowClient(uri).get_run(run_id).data.tags.get("data.sha256")
     return digest
+
+
+def directory_of(uri: str, run_id: str) -> Path | None:
+    """Return the directory that a run recorded as its own, on the machine where it ran."""
+    try:
+        tags = MlflowClient(uri).get_run(run_id).data.tags
+    except MlflowException:  # the run is deleted
+        return None
+    return Path(tags["directory"]) if "directory" in tags else None
 
 
 @contextmanager
@@ -253,9 +294,9 @@ def model_folder(uri: str, model_uri: str) -> Iterator[tuple[Path, Model]]:
         try:
             path = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=folder))
             description = Model.load(path)
-        except (MlflowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"no model {model_uri} in {without_password(uri)}: {reason}") from error
+        except Exception as error:  # MLflow raises many kinds for a damaged MLmodel
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"no model {model_uri} in {mask_url(uri)}: {reason}") from error
         yield path, description
 
 
@@ -267,10 +308,11 @@ def load_pickle(folder: Path) -> nn.Module:
     return model.eval()
 
 
-def delete_models(client: MlflowClient, run: Run) -> None:
-    """Delete the models that a run logged, and their files if they are on this machine.
+def delete_models(client: MlflowClient, run: Run, artifacts: Path) -> None:
+    """Delete the models that a run logged, and their files if they are in the folder `artifacts`.
 
-    Keeps the models of a run that is registered: the champion may be one of them.
+    The store's record of a model may name any folder, and others may write to the store. Keeps the
+    models of a run that is registered: the champion may be one of them.
     """
     if client.search_model_versions(f"run_id = '{run.info.run_id}'"):
         return
@@ -280,12 +322,18 @@ def delete_models(client: MlflowClient, run: Run) -> None:
         except MlflowException:
             continue  # deleted before
         client.delete_logged_model(output.model_id)
-        if location.startswith("file:"):
-            shutil.rmtree(url2pathname(urlparse(location).path), ignore_errors=True)
+        folder = Path(url2pathname(urlparse(location).path)).resolve()
+        if location.startswith("file:") and artifacts.resolve() in folder.parents:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def delete_models_of_sweep(uri: str, experiment: str, sweep: str, kept: Collection[int]) -> None:
-    """Delete the models of a sweep's trials, except those of the trial numbers in `kept`."""
+def delete_models_of_sweep(
+    uri: str, experiment: str, sweep: str, kept: Collection[int], artifacts: Path
+) -> None:
+    """Delete the models of a sweep's trials, except those of the trial numbers in `kept`.
+
+    Deletes files only in the folder `artifacts`.
+    """
     client = MlflowClient(uri)
     known = client.get_experiment_by_name(experiment)
     if known is None:
@@ -293,4 +341,4 @@ def delete_models_of_sweep(uri: str, experiment: str, sweep: str, kept: Collecti
     query = f"{tag_is('sweep', sweep)} AND {IS_TRIAL}"
     for run in find_runs(client, [known.experiment_id], query):
         if int(run.data.tags["trial"]) not in kept:
-            delete_models(client, run)
+            delete_models(client, run, artifacts)

@@ -15,6 +15,12 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 DECIDED_BY = "test_set.sha256"  # tag of a version: the dataset whose test images decided about it
 
 
+def check_name(key: str, name: str) -> None:
+    """Raise UserError if MLflow accepts no registered model of this name."""
+    if not name.strip() or name in (".", "..") or any(sign in name for sign in "/:"):
+        raise UserError(f"{key}={name}: expected the name of a registered model, without / and :")
+
+
 def register(uri: str, name: str, run: Run, sweep: str) -> ModelVersion | None:
     """Register the run's model as the challenger, unless it is registered already.
 

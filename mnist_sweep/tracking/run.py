@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import tempfile
 import time
 import traceback
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import mlflow
 import numpy as np
@@ -24,11 +26,12 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from mnist_sweep.common import processes
-from mnist_sweep.common.configs import flatten
-from mnist_sweep.common.errors import UserError, without_password
+from mnist_sweep.common import processes, sqlite
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.files import make_database, make_folder
+from mnist_sweep.common.secrets import mask_in, mask_url, masked
 from mnist_sweep.tracking import provenance
-from mnist_sweep.tracking.queries import check_server, find_runs, store_errors, tag_is
+from mnist_sweep.tracking.queries import connect, find_runs, store_errors, tag_is
 from mnist_sweep.tracking.retry import RETRY_FOR_S, retried
 from mnist_sweep.tracking.tracker import Tracker
 
@@ -38,26 +41,49 @@ PARAM_LIMIT = 6000  # characters of a parameter's value
 
 
 def store_uri(uri: str | None, store: str) -> str:
-    """Return the tracking URI: `uri`, or by default SQLite under the folder `store`."""
-    return uri or f"sqlite:///{Path(store).resolve()}/mlflow.db"
+    """Return the tracking URI: `uri`, or by default SQLite under the folder `store`.
+
+    The user and the password of a server's URL move into MLflow's own variables, because MLflow prints
+    the URL of every run, and quotes it in errors.
+
+    Raises:
+        UserError: the URL contains another kind of secret, which MLflow would not send to the server.
+    """
+    if not uri:
+        return f"sqlite:///{Path(store).resolve()}/mlflow.db"
+    if not uri.startswith(("http://", "https://")):
+        return uri
+    parts = urlsplit(uri)
+    if parts.username and parts.password:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
+        uri = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    if mask_url(uri) != uri:
+        raise UserError(
+            f"tracking.uri={mask_url(uri)}: expected user:password; a token goes into MLFLOW_TRACKING_TOKEN"
+        )
+    return uri
 
 
 def prepare(uri: str, store: str, experiment: str) -> str:
     """Create the store and the experiment if needed, and close the runs of dead processes.
 
-    A file lock protects the creation: two processes that create one SQLite file corrupt it.
+    A file lock protects the creation: two processes that create one SQLite file corrupt it. MLflow
+    waits for a server that is away: `check_store` refuses it at once.
 
     Returns:
         The experiment's id.
 
     Raises:
-        UserError: the server does not answer, the database does not open, or `store` is not writable.
+        UserError: the database does not open, or `store` is not writable.
     """
-    check_server(uri)
     folder = Path(store).resolve()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with store_errors(uri), FileLock(folder / "mlflow.lock", timeout=RETRY_FOR_S):
+            if uri == store_uri(None, store):
+                make_database(folder / "mlflow.db")
+                make_folder(folder / "artifacts")
             mlflow.set_tracking_uri(uri)
             client = MlflowClient(uri)
             if uri.startswith("sqlite:") and client.get_experiment_by_name(experiment) is None:
@@ -68,6 +94,14 @@ def prepare(uri: str, store: str, experiment: str) -> str:
     except OSError as error:
         raise UserError(f"cannot write to store={store} ({error.strerror or error})") from error
     return experiment_id
+
+
+def check_store(uri: str) -> None:
+    """Raise UserError if no store can be opened or created at `uri`."""
+    if uri.startswith("sqlite:///"):
+        sqlite.check_file(Path(uri.removeprefix("sqlite:///")), f"tracking.uri={uri}")
+    else:
+        connect(uri)
 
 
 def close_dead_runs(client: MlflowClient, experiment_id: str) -> None:
@@ -94,7 +128,7 @@ class MlflowRun(Tracker):
         retried(partial(self.client.log_batch, self.run_id, tags=entities))
 
     def log_params(self, params: Mapping[str, str]) -> None:
-        entities = [Param(k, without_password(v)[:PARAM_LIMIT]) for k, v in params.items()]
+        entities = [Param(k, mask_url(v)[:PARAM_LIMIT]) for k, v in params.items()]
         for first in range(0, len(entities), 100):  # MLflow's limit for one call
             batch = entities[first : first + 100]
             retried(partial(self.client.log_batch, self.run_id, params=batch))
@@ -115,27 +149,34 @@ class MlflowRun(Tracker):
             write(Path(folder))
             retried(partial(self.client.log_artifacts, self.run_id, folder))
 
+    def log_image(self, key: str, image: NDArray[np.uint8]) -> None:
+        # at the same step in all runs, because MLflow's UI shows the pictures of one step
+        retried(partial(self.client.log_image, self.run_id, image, key=key, step=0))
+
     def log_model(
         self,
         model: nn.Module,
         example: NDArray[np.float32],
         classes: Sequence[str],
+        write: Callable[[Path], None],
         registered_name: str | None = None,
     ) -> None:
-        """Log a model as .pt2, which loads without this package and runs no code from its file.
+        """Log a model as .pt2, which other programs load without this package.
 
         Args:
             model: on the CPU, in eval mode.
             example: [B, C, H, W] pixels in 0..1. With B = 1 the export would fix the batch size.
             classes: names in label order, stored with the model.
+            write: puts the files into a folder from which this package rebuilds the model.
             registered_name: entry of the model registry that gets a new version; None: none.
         """
         import mlflow.pytorch
 
         batch = TensorSpec(np.dtype("float32"), (-1, *example.shape[1:]))
         logits = TensorSpec(np.dtype("float32"), (-1, -1))
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
             warnings.simplefilter("ignore")  # from inside torch.export
+            write(Path(folder))
             log_model = partial(
                 mlflow.pytorch.log_model,
                 model,
@@ -145,6 +186,7 @@ class MlflowRun(Tracker):
                 signature=ModelSignature(Schema([batch]), Schema([logits])),
                 serialization_format="pt2",
                 metadata={"classes": list(classes)},
+                extra_files=[str(path) for path in Path(folder).iterdir()],
                 # otherwise MLflow starts a process that guesses them: 5 to 9 s
                 pip_requirements=[f"torch=={provenance.package_versions()['torch']}"],
             )
@@ -158,10 +200,18 @@ class MlflowTracker(MlflowRun):
         cfg: the whole configuration; `tracking` and `store` in it say where the run goes.
         run_name: the run's name in MLflow.
         tags: tags of the run that are known before it opens.
+        params: parameters of the run: the settings of `cfg`, and what reads better.
     """
 
-    def __init__(self, cfg: DictConfig, *, run_name: str, tags: Mapping[str, str]) -> None:
-        self.cfg, self.run_name, self.tags = cfg, run_name, tags
+    def __init__(
+        self,
+        cfg: DictConfig,
+        *,
+        run_name: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, str],
+    ) -> None:
+        self.cfg, self.run_name, self.tags, self.params = cfg, run_name, tags, params
 
     @contextmanager
     def run(self, tags: Mapping[str, str]) -> Iterator[None]:
@@ -169,20 +219,17 @@ class MlflowTracker(MlflowRun):
         settings = self.cfg.tracking
         uri = store_uri(settings.uri, self.cfg.store)
         experiment_id = prepare(uri, self.cfg.store, settings.experiment)
-        tags = {
-            **provenance.code_tags(),
-            **{name: without_password(value) for name, value in self.tags.items()},
-            **tags,
-        }
-        params = flatten(self.cfg)
-        with start_run(uri, experiment_id, name=self.run_name, tags=tags, params=params) as run:
+        tags = {**provenance.code_tags(), **self.tags, **tags}
+        with start_run(
+            uri, experiment_id, name=self.run_name, tags=tags, params=self.params
+        ) as run:
             self.client, self.run_id = run.client, run.run_id
             self.log_artifacts(self._write_inputs)
             yield
 
     def _write_inputs(self, folder: Path) -> None:
-        settings = without_password(OmegaConf.to_yaml(self.cfg, resolve=True))
-        (folder / "config.yaml").write_text(settings)
+        settings = masked(OmegaConf.to_container(self.cfg, resolve=True))
+        OmegaConf.save(settings, folder / "config.yaml")
         (folder / "code.diff").write_text(provenance.git_state()[1])
 
 
@@ -207,9 +254,9 @@ def start_run(
         yield run
         _end(run, "FINISHED")
     except Exception as error:
-        text = traceback.format_exc()
+        text = mask_in(traceback.format_exc(), uri)
         with suppress(MlflowException):  # if the store stays away, raise the first error
-            run.set_tags({"error": f"{type(error).__name__}: {error}"[:5000]})
+            run.set_tags({"error": mask_in(f"{type(error).__name__}: {error}", uri)[:5000]})
             run.log_artifacts(lambda folder: _write(folder / "traceback.txt", text))
         with suppress(MlflowException):
             _end(run, "FAILED")

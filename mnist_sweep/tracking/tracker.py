@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+CONFUSION_MATRIX = "confusion_matrix"  # key of a picture
+
 
 class Tracker:
     """Tracker interface. This default records nothing."""
@@ -20,7 +22,7 @@ class Tracker:
         yield
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record the metrics of an epoch, or with the last epoch those of the whole run."""
+        """Record the metrics of an epoch (a step from 1 on), or at step 0 those of the whole run."""
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags by which the run can be found."""
@@ -31,7 +33,17 @@ class Tracker:
     def log_artifacts(self, write: Callable[[Path], None]) -> None:
         """Keep the files that `write` puts into the folder it is given."""
 
+    def log_image(self, key: str, image: "NDArray[np.uint8]") -> None:
+        """Record a picture [H, W, 3] that MLflow's UI shows beside those of other runs."""
+
     def log_model(
-        self, model: "nn.Module", example: "NDArray[np.float32]", classes: Sequence[str]
+        self,
+        model: "nn.Module",
+        example: "NDArray[np.float32]",
+        classes: Sequence[str],
+        write: Callable[[Path], None],
     ) -> None:
-        """Record a model on the CPU in eval mode; `example` is [2, C, H, W] in 0..1."""
+        """Record a model on the CPU in eval mode; `example` is [2, C, H, W] in 0..1.
+
+        `write` puts the files into a folder from which the model is rebuilt.
+        """

@@ -5,11 +5,12 @@ Both are written atomically and hold only tensors and plain values, so loading o
 
 import logging
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -18,6 +19,8 @@ from mnist_sweep.common.errors import UserError
 log = logging.getLogger(__name__)
 
 LAST, BEST = "last.pt", "best.pt"
+
+T = TypeVar("T")
 
 
 class Stateful(Protocol):
@@ -37,6 +40,33 @@ class BestModel:
     classes: tuple[str, ...]
     shape: tuple[int, int, int]  # (C, H, W) of an image
     data: str  # sha256 of the dataset that it was trained on
+
+    def __post_init__(self) -> None:
+        """Raise TypeError if a field has another type. The fields may come from anybody's file."""
+        check_state(self.model)
+        check_images(self.shape, self.classes)
+        if not isinstance(self.epoch, int) or not isinstance(self.data, str):
+            raise TypeError("epoch is not a number, or data is not a text")
+
+
+def check_state(state: Any) -> None:
+    """Raise TypeError if `state` is not the state_dict of a model."""
+    if not isinstance(state, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+    ):
+        raise TypeError("the weights are not tensors by name")
+
+
+def check_images(shape: Any, classes: Any) -> None:
+    """Raise TypeError if these are not the shape (C, H, W) and the class names of images."""
+    if not (_is_list_of(int, shape) and len(shape) == 3 and min(shape) > 0):
+        raise TypeError("the shape is not three sizes (C, H, W)")
+    if not (_is_list_of(str, classes) and classes):
+        raise TypeError("the classes are not a list of names")
+
+
+def _is_list_of(kind: type, value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(type(item) is kind for item in value)
 
 
 class Checkpoint:
@@ -72,18 +102,23 @@ class Checkpoint:
             UserError: the file is missing or damaged, or does not fit this run.
         """
         saved = load(directory / LAST)
-        for key, (value, difference) in self._constants.items():
-            if saved[key] != value:
-                raise UserError(f"cannot resume from {directory}: {difference}")
         try:
-            for key, item in self._items.items():
-                if item is not None and saved[key] != {}:  # a loss scaler saves {} when it is off
-                    item.load_state_dict(saved[key])
-        except (RuntimeError, ValueError, TypeError, KeyError) as error:
-            reason = str(error).splitlines()[0]
+            for key, (value, difference) in self._constants.items():
+                if saved[key] != value:
+                    raise UserError(f"cannot resume from {directory}: {difference}")
+            self._restore(saved, directory)
+        except UserError:
+            raise
+        except Exception as error:  # PyTorch's classes raise many kinds for a state of another form
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise UserError(
                 f"cannot resume from {directory}: its configuration does not fit: {reason}"
             ) from error
+
+    def _restore(self, saved: Mapping[str, Any], directory: Path) -> None:
+        for key, item in self._items.items():
+            if item is not None and saved[key] != {}:  # a loss scaler saves {} when it is off
+                item.load_state_dict(saved[key])
         if saved["device"] == self.generator.device.type:
             self.generator.set_state(saved["generator"])
         else:  # every kind of device has generators of its own kind
@@ -104,8 +139,8 @@ class Checkpoint:
 
 
 def load_best(directory: Path) -> BestModel:
-    """Read the best.pt of a run. Raises UserError if it is missing or damaged."""
-    return BestModel(**load(directory / BEST))
+    """Read the best.pt of a run. Raises UserError if it is missing, damaged or something else."""
+    return load_as(BestModel, directory / BEST)
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
@@ -117,15 +152,36 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint file to the CPU. Raises UserError if it is missing or damaged."""
+    """Read a checkpoint file to the CPU.
+
+    Raises:
+        UserError: the file is missing, is damaged, or holds more than tensors and plain values.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, UnpicklingError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is damaged or is not a checkpoint: {reason}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a file of another kind
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:  # its text explains how to load the file anyway
+        raise UserError(
+            f"{path} is damaged, or holds more than tensors and plain values"
+        ) from error
+    except Exception as error:  # torch raises many kinds for a damaged file
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise UserError(f"{path} is damaged or is not a checkpoint: {lines[0]}") from error
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise UserError(f"{path} is not a checkpoint: it contains a {type(state).__name__}")
     return state
+
+
+def load_as(kind: type[T], path: Path) -> T:
+    """Read a checkpoint file with the fields of the dataclass `kind`. Raises UserError like `load`."""
+    state = load(path)
+    try:
+        return kind(**state)
+    except TypeError as error:
+        raise UserError(f"{path} is not a checkpoint of this kind: {error}") from error
 
 
 def _random_state(generator: torch.Generator) -> dict[str, Any]:

@@ -4,25 +4,28 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from mnist_sweep import models
 from mnist_sweep.analysis import metrics
 from mnist_sweep.common import signals
 from mnist_sweep.common.build import build
-from mnist_sweep.common.configs import differences
+from mnist_sweep.common.configs import differences, read_config
 from mnist_sweep.common.console import table
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.data.augment import build_augment
 from mnist_sweep.data.dataset import Dataset, load_dataset, to_float
 from mnist_sweep.sweep.trial import Trial
-from mnist_sweep.tracking.tracker import Tracker
+from mnist_sweep.tracking.tracker import CONFUSION_MATRIX, Tracker
 from mnist_sweep.training.config import EPOCH_METRICS
 from mnist_sweep.training.device import autocast_dtype, describe, pick_device
+from mnist_sweep.training.saved_model import SavedModel
 from mnist_sweep.training.schedule import build_schedule
 from mnist_sweep.training.step import TrainingStep, scaled_size
 from mnist_sweep.training.trainer import Evaluation, Objective, State, Trainer
@@ -65,19 +68,44 @@ def train(cfg: DictConfig, directory: Path, tracker: Tracker, trial: Trial) -> f
             summary |= {"test/loss": test.loss, "test/accuracy": test.accuracy}
             selection = cfg.tracking.figures or ("all" if trial.number is None else "few")
             tracker.log_artifacts(lambda path: write_results(path, trainer, val, test, selection))
+            if selection != "none":
+                log_confusion_matrix(tracker, data, test)
             if cfg.tracking.log_model:
-                example = to_float(data.val.images[:2].cpu()).numpy()
-                tracker.log_model(model.cpu().eval(), example, data.classes)
+                log_model(tracker, cfg, model.cpu().eval(), data)
         summary["run_s"] = time.monotonic() - started
-        tracker.log_metrics(summary, step=state.epoch)
+        tracker.log_metrics(summary, step=0)  # MLflow draws one value at a later step as a dot
         trial.finish({**best, **summary})  # a sweep names its objectives without best/
     log_result(state, summary)
     return best[cfg.objective]
 
 
+def log_model(tracker: Tracker, cfg: DictConfig, model: nn.Module, data: Dataset) -> None:
+    """Record the model, on the CPU in eval mode, with its configuration."""
+    config: Any = OmegaConf.to_container(cfg.model, resolve=True)
+    saved = SavedModel([config], [model.state_dict()], [1.0], data.shape, data.classes)
+    example = to_float(data.val.images[:2].cpu()).numpy()
+    tracker.log_model(model, example, data.classes, saved.save_in)
+
+
+def rehearse(cfg: DictConfig, data: Dataset) -> None:
+    """Build what a run needs, on the CPU, and throw it away. Raises UserError like `train`."""
+    pick_device(cfg.device)
+    model = build_model(cfg.model, data)
+    check_sizes(cfg, model, data)
+    optimizer = build(cfg.optimizer, model.parameters())
+    build_schedule(cfg.scheduler, optimizer, total_steps=100)
+
+
 def build_model(cfg: DictConfig, data: Dataset) -> nn.Module:
-    """Build the network of the config group `model`, with its normalisation, on the data's device."""
+    """Build the network of the config group `model`, with its normalisation, on the data's device.
+
+    Raises:
+        UserError: the network cannot be built, or does not map images of this shape to logits.
+    """
     net = build(cfg, in_shape=data.shape, n_classes=len(data.classes))
+    if not isinstance(net, nn.Module):
+        raise UserError(f"model._target_={cfg._target_}: expected a class of networks (nn.Module)")
+    models.check_logits(net, data.shape, len(data.classes))
     model = models.Classifier(net, data.mean, data.std).to(data.train.images.device)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
@@ -102,7 +130,7 @@ def build_trainer(cfg: DictConfig, model: nn.Module, data: Dataset, directory: P
         data.train,
         settings,  # type: ignore[arg-type]
         autocast_dtype=autocast_dtype(cfg.trainer.precision, device),
-        augment=build_augment(cfg.data),
+        augment=build_augment(cfg.data, data),
         seed=cfg.seed,
     )
     return Trainer(
@@ -146,11 +174,16 @@ def resume(cfg: DictConfig, trainer: Trainer) -> None:
         UserError: its checkpoint does not fit, or a setting that it contains has changed.
     """
     directory = Path(cfg.trainer.resume)
+    if directory.is_file():
+        raise UserError(f"trainer.resume={directory} is a file: expected the directory of a run")
     settings = directory / ".hydra" / "config.yaml"
     changes = []
     if settings.is_file():
-        before = OmegaConf.create(OmegaConf.load(settings))
-        changes = differences(before, cfg, cfg.sweep.may_change)  # type: ignore[arg-type]
+        before = read_config(settings)
+        try:
+            changes = differences(before, cfg, cfg.sweep.may_change)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{settings} does not resolve: {str(error).splitlines()[0]}") from error
     # the checkpoint contains the state that these settings made
     fixed = ["optimizer.", "scheduler.", "trainer.ema_decay"]
     if cfg.scheduler.total_steps_as:
@@ -185,6 +218,16 @@ def log_result(state: State, summary: Mapping[str, float]) -> None:
         return
     test = f"test {100 * summary['test/accuracy']:.2f} % (loss {summary['test/loss']:.4f})"
     log.info("%s, %s, %.1f s", best, test, summary["run_s"])
+
+
+def log_confusion_matrix(tracker: Tracker, data: Dataset, test: Evaluation) -> None:
+    """Record a picture of the confusion matrix that can be seen beside those of other runs."""
+    from mnist_sweep.analysis import figures  # imports matplotlib
+
+    predicted, labels = test.probabilities.argmax(1), data.test.labels.cpu().numpy()
+    matrix = metrics.confusion_matrix(predicted, labels, len(data.classes))
+    figure = figures.small_confusion_matrix(matrix, data.classes)
+    tracker.log_image(CONFUSION_MATRIX, figures.to_pixels(figure))
 
 
 def write_results(

@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from mnist_sweep.common.build import build
+from mnist_sweep.common.errors import UserError
 
 
 class Schedule:
@@ -43,8 +44,18 @@ class Schedule:
 
 
 def build_schedule(cfg: DictConfig, optimizer: Optimizer, total_steps: int) -> Schedule:
-    """Build the schedule of the config group `scheduler` for a run of `total_steps` steps."""
+    """Build the schedule of the config group `scheduler` for a run of `total_steps` steps.
+
+    Raises:
+        UserError: the scheduler cannot be built, or would never step.
+    """
     if cfg.factory is None:
         return Schedule(None, cfg.interval)
     length = {cfg.total_steps_as: total_steps} if cfg.total_steps_as else {}
-    return Schedule(build(cfg.factory, optimizer, **length), cfg.interval)
+    scheduler = build(cfg.factory, optimizer, **length)
+    if cfg.interval == "objective" and not isinstance(scheduler, ReduceLROnPlateau):
+        raise UserError(
+            f"scheduler.interval=objective: {cfg.factory._target_} would never step; expected step or "
+            "epoch, or scheduler=plateau"
+        )
+    return Schedule(scheduler, cfg.interval)

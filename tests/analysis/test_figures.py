@@ -1,5 +1,7 @@
 """The figures of a run: which are drawn, and what they show."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -36,8 +38,8 @@ def texts(figure: figures.Figure) -> list[str]:
 
 def test_selection_is_all_few_or_none() -> None:
     assert run_figures("none") == {}
-    assert list(run_figures("few")) == ["learning_curves", "confusion_matrix"]
-    everything = {"predictions", "per_class", "calibration", "first_layer"}
+    assert list(run_figures("few")) == ["learning_curves"]
+    everything = {"confusion_matrix", "predictions", "per_class", "calibration", "first_layer"}
     assert everything <= set(run_figures("all"))
 
 
@@ -51,6 +53,23 @@ def test_most_confident_mistakes_come_first() -> None:
     assert drawn["prediction"].axes[1].get_title() == "wrong: predicted 8"
     colours = [text.get_color() for text in drawn["predictions"].axes[0].texts]
     assert [i for i, colour in enumerate(colours) if colour == figures.RED] == [3, 5]
+
+
+def test_small_confusion_matrix_shows_counts_on_a_fixed_scale() -> None:
+    figure = figures.small_confusion_matrix(np.array([[90, 10], [0, 100]]), ["a", "b"])
+    (axes,) = figure.axes
+    assert texts(figure) == ["90", "10", "100"]
+    assert axes.get_title() == "10 of 200 wrong"
+    assert axes.images[0].get_clim() == (0, 1)
+    assert axes.images[0].get_array()[0, 1] == pytest.approx(0.1**0.5)
+
+
+def test_small_confusion_matrix_of_many_classes_has_no_counts() -> None:
+    figure = figures.small_confusion_matrix(np.eye(62, dtype=int), [f"c{i}" for i in range(62)])
+    assert texts(figure) == []
+    height, width, channels = figures.to_pixels(figure).shape
+    assert height == width < 1000
+    assert channels == 3
 
 
 def test_confusion_matrix_colours_only_errors() -> None:
@@ -72,3 +91,14 @@ def test_image_grid_draws_every_image_with_its_caption(channels: int, dtype: typ
     sheet = np.asarray(figure.axes[0].images[0].get_array())
     assert (sheet.reshape(*sheet.shape[:2], -1)[..., 0] == images[0, 0, 0, 0]).sum() == 7 * 64
     assert texts(figure) == [f"image {i}" for i in range(7)]
+
+
+def test_names_with_a_dollar_are_drawn_as_they_are(tmp_path: Path) -> None:
+    """Otherwise matplotlib would read them as formulas, and fail at those that are none."""
+    name = "$\\frac{$"
+    for figure in (
+        figures.confusion_matrix(np.eye(2, dtype=np.int64), [name, "b"], name),
+        figures.error_overlap(np.eye(2), [name, "b"], name),
+        figures.image_grid(np.zeros((1, 1, 4, 4), np.uint8), [name], name),
+    ):
+        figure.savefig(tmp_path / "figure.png")

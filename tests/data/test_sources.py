@@ -76,12 +76,34 @@ def test_idx_files_names_a_damaged_file(tmp_path, idx_md5):
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not gzipped",
+        idx([[[1, 2], [3, 4]]])[:-9],
+        idx([[[1, 2], [3, 4]]])[:12] + b"damaged" + idx([1])[19:],
+        gzip.compress(b""),
+        gzip.compress(b"\0\0\x08"),
+        gzip.compress(b"PNG and so on"),
+        idx([1.5], 0x0D, ">f4"),
+        gzip.compress(bytes([0, 0, 8, 3]) + b"\x7f\xff\xff\xff" * 3 + bytes(9)),
+        gzip.compress(bytes([0, 0, 8, 1]) + b"\xff\xff\xff\xfe" + bytes(9)),
+        gzip.compress(bytes([0, 0, 8, 0]) + bytes(1)),
+        gzip.compress(bytes([0, 0, 12, 1, 0, 0, 0, 2]) + bytes(7)),
+    ],
+)
+def test_idx_file_of_another_format_is_refused(content):
+    with pytest.raises(UserError, match=r"a\.gz: expected a gzipped idx file"):
+        sources.parse_idx(content, "a.gz")
+
+
 def test_qmnist_labels_are_the_first_column(tmp_path):
     images = np.arange(3 * 4 * 4).reshape(3, 4, 4)
     labels = [[7, 4, 2545, 1, 0, 0, 0, 0], [300, 1, 2, 3, 4, 5, 6, 7], [0, 9, 9, 9, 9, 9, 9, 9]]
     files = {"i.gz": idx(images), "l.gz": idx(labels, 0x0C, ">i4")}
     md5 = {name: write(tmp_path / "Q" / name, content) for name, content in files.items()}
-    assert sources.parse_idx(files["l.gz"]).tolist() == [7, 300, 0]
+    assert sources.parse_idx(files["l.gz"], "l.gz").tolist() == [7, 300, 0]
     arrays = sources.idx_files(
         str(tmp_path), folder="Q", md5={**md5, "ti.gz": write(tmp_path / "Q/ti.gz", idx(images)),
                                         "tl.gz": write(tmp_path / "Q/tl.gz", idx([1, 2, 3]))},
@@ -144,8 +166,35 @@ def test_folder_with_train_and_test_keeps_that_split(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"channels": 2}, r"channels=2: expected 1 \(grey\) or 3"),
+        ({"size": 0}, "size=0: expected 1 to 560 pixels"),
+        ({"size": 100_000}, "size=100000: expected 1 to 560"),
+        ({"size": "big"}, "size=big: expected 1 to 560"),
+        ({"test_fraction": 0}, "test_fraction=0: expected between 0 and 1"),
+        ({"test_fraction": float("nan")}, "test_fraction=nan: expected between"),
+        ({"test_fraction": "half"}, "test_fraction=half: expected between"),
+    ],
+)
+def test_folder_arguments_out_of_range_are_refused(tmp_path, arguments, message):
+    with pytest.raises(UserError, match=f"data.source.{message}"):
+        sources.image_folder(str(tmp_path), **arguments)
+
+
+def test_folder_that_is_none_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for name, reason in (("none", "No such file or directory"), ("file", "Not a directory")):
+        with pytest.raises(UserError, match=rf"{name}: expected a folder \({reason}\)"):
+            sources.image_folder(str(tmp_path / name))
+
+
 def test_folder_errors_name_the_folder_or_file(tmp_path):
-    with pytest.raises(UserError, match="expected one subfolder of images for each class"):
+    with pytest.raises(UserError, match=r"two or more classes, .* found no subfolder"):
+        sources.image_folder(str(tmp_path))
+    (tmp_path / "a").mkdir()
+    with pytest.raises(UserError, match=r"found a$"):
         sources.image_folder(str(tmp_path))
     write_picture(tmp_path / "a" / "0.png", (9, 9), 1, "L")
     (tmp_path / "b").mkdir()
@@ -167,8 +216,37 @@ def test_folder_with_train_and_val_is_refused(tmp_path):
 def test_folder_with_too_few_images_for_a_test_set_is_refused(tmp_path):
     for name in ("a", "b"):
         write_picture(tmp_path / name / "0.png", (9, 9), 100, "L")
-    with pytest.raises(UserError, match="of 2 images is 0"):
+    with pytest.raises(UserError, match="of 2 images is 0: expected 1 to 0, so that each class"):
         sources.image_folder(str(tmp_path), test_fraction=0.1)
+
+
+def test_folder_keeps_an_image_of_a_rare_class_for_training(tmp_path):
+    for name, n in (("a", 1), ("b", 9)):
+        for i in range(n):
+            write_picture(tmp_path / name / f"{i}.png", (9, 9), 100, "L")
+    arrays = sources.image_folder(str(tmp_path), test_fraction=0.8)
+    assert np.bincount(arrays.train_labels).tolist() == [1, 1]
+    assert np.bincount(arrays.test_labels).tolist() == [0, 8]
+
+
+def test_folder_warns_that_colours_are_lost(tmp_path, caplog):
+    for name, colour in (("a", (200, 60, 60)), ("b", (90, 91, 92))):
+        for i in range(3):
+            write_picture(tmp_path / name / f"{i}.png", (9, 9), colour)
+    sources.image_folder(str(tmp_path), channels=3, test_fraction=0.5)
+    assert caplog.text == ""
+    sources.image_folder(str(tmp_path), test_fraction=0.5)
+    (line,) = caplog.messages
+    assert "3 of the 6 pictures" in line
+    assert "data.source.channels=3" in line
+
+
+def test_folder_of_digits_in_colour_needs_no_warning(tmp_path, caplog):
+    for name in "0123456789":
+        for i in range(2):
+            write_picture(tmp_path / name / f"{i}.png", (9, 9), (200, 60, 60))
+    sources.image_folder(str(tmp_path), test_fraction=0.5)
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("names", ["0123456789", "ab"])

@@ -15,6 +15,7 @@ import psutil
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.pool import NullPool
 
+from mnist_sweep.sweep.overrides import to_text
 from tests.helpers import cli
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -38,7 +39,7 @@ def start(
     store.mkdir(exist_ok=True)
     with open(store / "out.txt", "a") as output:
         return cli.start(
-            *("-m", f"store={store}", *arguments),
+            *("-m", f"store={to_text(str(store))}", *arguments),
             module=module,
             prefix=prefix,
             fresh=fresh,
@@ -79,7 +80,7 @@ def trials(store: Path, name: str) -> list[FrozenTrial]:
     arguments = {"connect_args": {"timeout": 60}, "poolclass": NullPool}
     try:
         storage = optuna.storages.RDBStorage(
-            f"sqlite:///{store}/optuna.db",
+            f"sqlite:///{store}/optuna.db".replace("{", "{{").replace("}", "}}"),  # a template
             engine_kwargs=arguments,
             skip_table_creation=True,
             skip_compatibility_check=True,

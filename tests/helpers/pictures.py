@@ -39,9 +39,9 @@ def draw_digit(
     return picture
 
 
-def as_file(picture: Image.Image) -> io.BytesIO:
-    """Return the picture as an open PNG file."""
+def as_file(picture: Image.Image, form: str = "png", **options: object) -> io.BytesIO:
+    """Return the picture as an open file in the format `form`. `options` are those of Pillow."""
     file = io.BytesIO()
-    picture.save(file, "png")
+    picture.save(file, form, **options)
     file.seek(0)
     return file

@@ -1,13 +1,20 @@
-"""Start the tools that serve pages, and stop them."""
+"""Start servers, and the tools that serve pages, and stop them."""
 
 import os
 import re
 import signal
+import subprocess
+import sys
+import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from subprocess import PIPE
 from urllib.request import urlopen
+
+import requests
 
 from tests.helpers import cli, engine
 
@@ -40,15 +47,76 @@ def ui(store: Path, *arguments: str) -> Iterator[tuple[list[str], str]]:
 
 
 @contextmanager
-def demo(*arguments: str) -> Iterator[str]:
-    """Run the tool `demo` on a free port. Yield its address; check that it ends without an error."""
+def demo(*arguments: str) -> Iterator[tuple[str, int]]:
+    """Run the tool `demo` on a free port. Check that it ends without an error.
+
+    Yields:
+        Its address and the id of its process.
+    """
     process = cli.start("demo", "port=0", *arguments, stdout=PIPE, stderr=PIPE)
     try:
         address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline()).group()
         engine.wait_for(lambda: answers(f"{address}/models"))
-        yield address
+        yield address, process.pid
     finally:
         os.kill(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=20)
     assert (process.returncode, errors) == (0, "")
     assert not answers(f"{address}/models")
+
+
+@contextmanager
+def mlflow_server(folder: Path, port: int) -> Iterator[str]:
+    """Run an MLflow server with its database and its files in `folder`. Yield its address."""
+    backend = ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
+    backend += ["--artifacts-destination", str(folder / "served"), "--workers", "1"]
+    listen = ["server", "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", *listen, *backend],
+        env=cli.environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        engine.wait_for(lambda: answers(f"{uri}/health"))
+        yield uri
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@contextmanager
+def guarded(uri: str, user: str, password: str, token: str) -> Iterator[str]:
+    """Run a proxy that passes on only requests with the user's password or the token. Yield its address."""
+    basic = b64encode(f"{user}:{password}".encode()).decode()
+
+    class Guard(BaseHTTPRequestHandler):
+        def forward(self) -> None:
+            if self.headers["Authorization"] not in (f"Basic {basic}", f"Bearer {token}"):
+                self.send_error(401)
+                return
+            body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+            kept = ("Content-Type", "Accept", "User-Agent")  # an empty file comes in chunks
+            headers = {name: self.headers[name] for name in kept if name in self.headers}
+            answer = requests.request(
+                self.command, uri + self.path, data=body, headers=headers, timeout=60
+            )
+            self.send_response(answer.status_code)
+            self.send_header("Content-Type", answer.headers.get("Content-Type", "text/plain"))
+            self.send_header("Content-Length", str(len(answer.content)))
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = forward  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), Guard)
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{proxy.server_port}"
+    finally:
+        proxy.shutdown()
+        proxy.server_close()

@@ -47,6 +47,12 @@ def test_printed_command_names_the_users_script(script: Path) -> None:
     assert "train it again: python plain.py store=. x=2" in done.stdout
 
 
+def test_task_knows_what_varies(script: Path) -> None:
+    assert run_script(script, "x=1,2", "sweep.name=known").returncode == 0
+    summaries = [trial.user_attrs["summary"] for trial in engine.trials(script.parent, "known")]
+    assert summaries == [{"number": 0, "x": 1}, {"number": 1, "x": 2}]
+
+
 def test_script_prunes_by_what_it_reports(script: Path) -> None:
     pruner = "+sweep.pruner={_target_: optuna.pruners.ThresholdPruner, lower: 2}"
     done = run_script(script, "x=1,2", "sweep.name=pruned", pruner)
@@ -66,9 +72,40 @@ def test_final_report_prunes_no_trial(script: Path) -> None:
 def test_name_that_is_no_folder_name_is_refused(name: str, script: Path) -> None:
     done = run_script(script, "x=1,2", f'sweep.name="{name}"')
     assert done.returncode != 0
-    assert "sweep.name=" in done.stderr.splitlines()[-1]
-    assert "expected" in done.stderr.splitlines()[-1]
+    assert done.stderr.startswith("sweep.name="), done.stderr
+    assert "expected" in done.stderr
     assert not list(script.parent.glob("*.db"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["x=1,1"], "x=1,1: a value appears twice"),
+        (["x=2"], "nothing varies in this sweep"),
+        (["x=1,2", "sweep.n_jobs=0"], "sweep.n_jobs=0: expected a number above 0"),
+        (["x=1,2", "direction=up"], "direction=up: expected maximize or minimize"),
+        (["x=1,2", "+sweep.sampler={_target_: os.system}"], "cannot build os.system"),
+        (["x=interval(0,1)", "sweep.n_trials=0"], "sweep.n_trials=0"),
+    ],
+)
+def test_mistake_is_refused_without_a_traceback(
+    arguments: list[str], expected: str, script: Path
+) -> None:
+    done = run_script(script, *arguments)
+    assert done.returncode != 0
+    assert done.stderr.startswith(expected), done.stderr
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in script.parent.iterdir()} == {"plain.py", "plain.yaml"}
+
+
+def test_mistake_in_the_users_own_file_is_refused(script: Path) -> None:
+    file = script.parent / "plain.yaml"
+    file.write_text(file.read_text() + "sweep: {grace_s: 0, retries: -1}\n")
+    done = run_script(script, "x=1,2")
+    assert done.returncode != 0
+    assert done.stderr.startswith("sweep.grace_s=0: expected"), done.stderr
+    assert "sweep.retries=-1: expected 0 or more" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_workers_start_where_warnings_are_errors(tmp_path: Path) -> None:

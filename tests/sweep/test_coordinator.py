@@ -47,7 +47,6 @@ def make_coordinator(folder: Path, *, n_trials: int = 20_000, **settings: Any) -
         invocation="i",
         failed_before=frozenset(),
         study_name="s",
-        storage_url=url,
         space=space,
         n_trials=n_trials,
         grid=None,

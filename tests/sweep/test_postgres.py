@@ -16,12 +16,13 @@ import pytest
 from mlflow import MlflowClient
 from optuna.trial import FrozenTrial
 
-from tests.helpers.cli import cli
+from tests.helpers.cli import SMALL, cli
 from tests.helpers.engine import end, run, start, states, wait_for
 
 pytestmark = pytest.mark.postgres
 AS_POSTGRES = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
 AS_ROOT = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+USER, PASSWORD = "ann", "planted pass/word?x:y"  # of a role that must give its password
 ELSEWHERE = ["unshare", *AS_ROOT, "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh"]
 
 
@@ -41,10 +42,14 @@ def server() -> Iterator[str]:
         subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL)
 
     call("initdb", "-D", f"{folder}/data", "-U", "postgres", "--auth=trust")
+    access = folder / "data" / "pg_hba.conf"
+    access.write_text(f"host all {USER} 127.0.0.1/32 scram-sha-256\n{access.read_text()}")
     options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder}"
     call("pg_ctl", "start", "-w", "-D", f"{folder}/data", "-o", options, "-l", f"{folder}/log")
     try:
-        yield f"postgresql://postgres@127.0.0.1:{port}"
+        url = f"postgresql://postgres@127.0.0.1:{port}"
+        execute(url, f"CREATE ROLE {USER} SUPERUSER LOGIN PASSWORD '{PASSWORD}'")
+        yield url
     finally:
         call("pg_ctl", "stop", "-m", "immediate", "-D", f"{folder}/data")
         shutil.rmtree(folder)
@@ -58,8 +63,11 @@ def database(server: str) -> str:
 
 
 def create(server: str, name: str) -> None:
-    command = ["psql", "-q", f"{server}/postgres", "-c", f"CREATE DATABASE {name}"]
-    subprocess.run(command, check=True)
+    execute(server, f"CREATE DATABASE {name}")
+
+
+def execute(server: str, statement: str) -> None:
+    subprocess.run(["psql", "-q", f"{server}/postgres", "-c", statement], check=True)
 
 
 @pytest.mark.parametrize("key", ["sweep.storage", "tracking.uri"])
@@ -67,7 +75,8 @@ def test_refusing_server_is_named_without_the_password(
     server: str, key: str, tmp_path: Path
 ) -> None:
     url = server.replace("postgres@", "postgres:secret@") + "/nosuch"
-    done = cli("-m", "model=mlp", "data=mnist5k", f"{key}={url}", store=tmp_path / "store")
+    arguments = ["-m", "model=mlp,simple", "data=mnist5k", f"{key}=${{oc.env:URL}}"]
+    done = cli(*arguments, store=tmp_path / "store", URL=url)
     assert done.returncode == 2
     (line,) = [ln for ln in done.stderr.splitlines() if ln.startswith("error: ")]
     assert f"{url.replace('secret', '***')}" in line
@@ -144,3 +153,63 @@ def test_training_started_on_one_host_completes_on_another_with_its_own_store(
     runs = client.search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'")
     assert sorted(r.data.tags.get("model", "sweep") for r in runs) == ["compact", "mlp", "sweep"]
     assert not (tmp_path / "other" / "mlflow.db").exists()
+
+
+SWEEP = ["model=mlp,compact", *SMALL, "device=cpu", "sweep.name=s", "sweep.n_jobs=2"]
+
+
+def dump(url: str) -> str:
+    """Return everything in a database as text."""
+    return subprocess.run(["pg_dump", url], capture_output=True, text=True, check=True).stdout
+
+
+def secrets_in(folder: Path) -> list[Path]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return [path for path in files if b"planted" in path.read_bytes()]
+
+
+def test_password_from_the_environment_is_left_nowhere(
+    server: str, database: str, tmp_path: Path
+) -> None:
+    runs = f"runs_{uuid.uuid4().hex}"
+    create(server, runs)
+    host = server.partition("@")[2]
+    with_password = f"postgresql://{USER}:{PASSWORD}@{host}"
+    code, output = run(
+        *(*SWEEP, "sweep.storage=${oc.env:STUDY}", "tracking.uri=${oc.env:RUNS}"),
+        store=tmp_path / "store",
+        module="mnist_sweep",
+        STUDY=f"{with_password}/{database.rpartition('/')[2]}",
+        RUNS=f"{with_password}/{runs}",
+    )
+    assert code == 0, output
+    assert states(trials(database)) == {"COMPLETE": 2}
+    assert f"postgresql://{USER}:***@{host}/{runs}" in output  # in the link
+    records = dump(f"{server}/{runs}")
+    assert f"postgresql://{USER}:***@{host}/{runs}" in records
+    assert "planted" not in records + dump(database) + output
+    assert secrets_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("way", ["PGPASSWORD", "~/.pgpass"])
+def test_password_reaches_study_and_runs_without_a_url(
+    server: str, database: str, tmp_path: Path, way: str
+) -> None:
+    runs = f"runs_{uuid.uuid4().hex}"
+    create(server, runs)
+    host, _, study = database.partition("@")[2].partition("/")
+    variables = {"PGPASSWORD": PASSWORD}
+    if way != "PGPASSWORD":
+        file = tmp_path / "home" / ".pgpass"
+        file.parent.mkdir()
+        file.write_text("*:*:*:{}:{}\n".format(USER, PASSWORD.replace(":", "\\:")))
+        file.chmod(0o600)
+        variables = {"HOME": str(file.parent)}
+    uris = [f"sweep.storage=postgresql://{USER}@{host}/{study}"]
+    uris += [f"tracking.uri=postgresql://{USER}@{host}/{runs}"]
+    store = tmp_path / "store"
+    code, output = run(*SWEEP, *uris, store=store, module="mnist_sweep", **variables)
+    assert code == 0, output
+    assert states(trials(database)) == {"COMPLETE": 2}
+    assert "planted" not in output + dump(database) + dump(f"{server}/{runs}")
+    assert secrets_in(store) == []

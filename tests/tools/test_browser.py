@@ -1,10 +1,15 @@
 """The report, MLflow's pages and the demo after a sweep, in a real browser."""
 
+import html
+import itertools
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlparse
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from tests.helpers.browser import draw, open_page, overflow_px, screenshot
 from tests.helpers.cli import recorded, run
@@ -14,14 +19,22 @@ pytestmark = pytest.mark.browser
 
 SWEEP = ("data=mnist5k", "model=mlp,simple", "seed=0,1", "data.split_seed=0", "sweep.name=seen")
 SWEEP += ("trainer.max_epochs=3", "tracking.figures=all")
+SEARCH = ("search=tpe", "sweep.n_trials=8", "sweep.name=night", "pruner=none", "data=mnist5k")
+SEARCH += ("model=choice(mlp,simple)", "data.train_size=1000", "trainer.max_epochs=3")
+SEARCH += ("tracking.log_model=false",)
+NAMES = [
+    f"seen/{i} {model} seed={seed}"
+    for i, (model, seed) in enumerate(itertools.product(("mlp", "simple"), (0, 1)))
+]
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with a sweep of four trials."""
+    """A store with a search, and after it a grid of four trials."""
     store = tmp_path_factory.mktemp("swept")
-    done = run("-m", f"store={store}", *SWEEP)
-    assert done.returncode == 0, done.stderr
+    for arguments in (SEARCH, SWEEP):
+        done = run("-m", f"store={store}", *arguments)
+        assert done.returncode == 0, done.stderr
     return store
 
 
@@ -67,28 +80,75 @@ def test_report_fits_a_phone(swept: Path) -> None:
         assert overflow_px(page) <= 0
 
 
-def test_mlflow_shows_exactly_the_trials_of_the_sweep(links: dict[str, str]) -> None:
-    with open_page(width=1700) as (page, _):
-        page.goto(links["sweep seen"])
-        expect(page.get_by_text("4 matching runs")).to_be_visible()
-        expect(page.locator("svg.main-svg").first).to_be_visible()
+@contextmanager
+def comparison(url: str, height: int = 1000) -> Iterator[Page]:
+    """Open the page that compares sweeps, without what MLflow shows beside it."""
+    with open_page(width=1500, height=height) as (page, _):
+        page.goto(url)
+        page.get_by_role("button", name="Hide banner").click()
+        page.get_by_role("button", name="Close").click()  # MLflow's assistant
+        expect(page.locator("svg .axis .label").first).to_be_visible()
+        yield page
+
+
+def axes(page: Page) -> list[str]:
+    """Return the titles of the axes of the parallel coordinates."""
+    return page.locator("svg .axis .label").all_text_contents()
+
+
+def listed(page: Page) -> list[str]:
+    """Return the names of the runs in the order of the page."""
+    return page.locator("a[href*='/runs/']").all_text_contents()
+
+
+def ranked(store: Path, sweep: str) -> list[str]:
+    """Return the names of the runs of a sweep, the most accurate on the validation images first."""
+    runs = [r for r in recorded(store) if r.data.tags["sweep"] == sweep and "trial" in r.data.tags]
+    runs.sort(key=lambda run: -run.data.metrics["best/val/accuracy"])
+    return [run.info.run_name for run in runs]
+
+
+def test_link_of_a_sweep_opens_its_composed_comparison(swept: Path, links: dict[str, str]) -> None:
+    report = (swept / "outputs" / "night" / "report" / "report.html").read_text()
+    printed = html.unescape(re.search(r'id="runs" href="([^"]+)', report).group(1))
+    with comparison(f"{links['address']}/#{urlparse(printed).fragment}") as page:
+        searched = ["optimizer.lr", "data.batch_size", "model"]
+        assert axes(page) == [*searched, "best/val/accuracy"]
+        assert listed(page) == ranked(swept, "night")
+        sections = page.get_by_test_id("experiment-view-compare-runs-section-header")
+        expected = ["What was searched", "Learning curves", "Cost and accuracy"]
+        for section, title in zip(sections.all()[:3], expected, strict=True):
+            expect(section).to_contain_text(title)
         screenshot(page, "mlflow-sweep")
 
 
-def test_mlflow_compares_the_best_trials_in_parallel_coordinates(links: dict[str, str]) -> None:
-    with open_page(width=1700, height=1000) as (page, _):
-        page.goto(links["best 4 trials of seen"])
-        expect(page.get_by_text("Comparing 4 Runs").first).to_be_visible()
-        expect(page.get_by_text("Parallel Coordinates Plot")).to_be_visible()
-        expect(page.locator(".parcoords, svg.main-svg").first).to_be_visible()
-        screenshot(page, "mlflow-compare")
+def test_ui_opens_the_comparison_of_the_last_sweep(links: dict[str, str]) -> None:
+    with comparison(links["sweep seen"]) as page:
+        assert axes(page) == ["model", "seed", "best/val/accuracy"]
+        assert sorted(listed(page)) == NAMES
+        page.get_by_text("Confusion matrices").scroll_into_view_if_needed()
+        pictures = page.locator("img[src*='confusion_matrix'], img[src^='blob:']")
+        expect(pictures).to_have_count(len(NAMES))
+
+
+def test_two_sweeps_are_compared_on_one_page(swept: Path) -> None:
+    with ui(swept, "port=0", "sweep=seen,night") as (lines, _):
+        url = dict(line.split(": ", 1) for line in lines)["sweeps seen, night"]
+        with comparison(url) as page:
+            assert axes(page) == [
+                *("sweep.name", "model", "seed", "optimizer.lr", "data.batch_size"),
+                "best/val/accuracy",
+            ]
+            assert sorted(listed(page)) == sorted(ranked(swept, "seen") + ranked(swept, "night"))
+            screenshot(page, "mlflow-compare")
 
 
 def test_mlflow_shows_the_figures_of_a_run(links: dict[str, str], swept: Path) -> None:
-    run = next(r for r in recorded(swept) if r.data.tags.get("trial") == "0")
+    run = next(r for r in recorded(swept) if r.info.run_name == NAMES[0])
     url = f"{links['address']}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts"
-    with open_page(width=1700) as (page, _):
-        page.goto(url)
+    with open_page(width=1500) as (page, _):
+        page.goto(f"{url}?workflowType=machine_learning")
+        page.get_by_role("button", name="Close").click()  # MLflow's assistant
         page.get_by_text("confusion_matrix.png").first.click()
         picture = page.locator("img[src*='confusion_matrix'], img[src^='blob:']").first
         expect(picture).to_be_visible()
@@ -96,7 +156,7 @@ def test_mlflow_shows_the_figures_of_a_run(links: dict[str, str], swept: Path) -
 
 
 def test_demo_shows_the_models_of_the_last_sweep_side_by_side(swept: Path) -> None:
-    with demo(f"store={swept}", "models=simple,mlp") as url, open_page() as (page, _):
+    with demo(f"store={swept}", "models=simple,mlp") as (url, _), open_page() as (page, _):
         page.goto(url)
         page.wait_for_selector("body[data-ready]")
         expect(page.locator(".model h2")).to_have_text(["simple", "mlp"])

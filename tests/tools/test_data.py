@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from tests.helpers.cli import recorded, tool
+from tests.helpers.cli import ROOT, cli, recorded, tool
 
 FIGURES = {"class_distribution.png", "samples.png", "samples_augmented.png"}
 
@@ -41,4 +42,38 @@ def test_settings_of_a_training_run_are_checked(fresh: Path) -> None:
     done = tool("data", "data=mnist5k", "data.val_size=0", "model=vgg", store=fresh)
     assert done.returncode == 2
     assert done.stderr == "error: data.val_size=0: expected a number above 0\n"
+    assert not fresh.exists()
+
+
+SOURCES = """
+from mnist_sweep.data import embedded_mnist
+from dataclasses import replace
+
+def floats(root):
+    arrays = embedded_mnist()
+    return replace(arrays, train_images=arrays.train_images / 255)
+
+def broken(root):
+    raise KeyError("no such\\ncolumn")
+"""
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("data.source._target_=sources.floats", "train_images uint8 [N, C, H, W], found float64"),
+        ("data.source._target_=sources.broken", "data.source=sources.broken failed: KeyError: "),
+        ("data.val_size=3", "data.val_size=3: expected at least 10, one image for each class"),
+    ],
+)
+def test_faulty_data_is_one_line_and_leaves_nothing(
+    setting: str, expected: str, tmp_path: Path, fresh: Path
+) -> None:
+    (tmp_path / "sources.py").write_text(SOURCES)
+    trusted = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "MNIST_SWEEP_TRUST": "sources.*"}
+    done = cli("data=mnist5k", setting, store=fresh, fresh=True, **trusted)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: data.")
+    assert expected in line
     assert not fresh.exists()

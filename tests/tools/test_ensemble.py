@@ -8,12 +8,15 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from omegaconf import OmegaConf
-from torch import nn
 
+from mnist_sweep import models
+from mnist_sweep.common.build import build
+from mnist_sweep.data.images import DIGITS
 from mnist_sweep.data.sources import embedded_mnist
 from mnist_sweep.tools import ensemble
 from mnist_sweep.tools.trained_model import load_from_mlflow
 from mnist_sweep.tracking.run import prepare, start_run, store_uri
+from mnist_sweep.training.saved_model import SavedModel
 from tests.helpers.cli import tool
 
 DATA = {
@@ -53,13 +56,17 @@ def record(
         )
         OmegaConf.save({"data": DATA}, folder / "config.yaml")
 
-    tags = {"sweep": "s", "data.sha256": "0"}
+    tags = {"sweep": "s", "data.sha256": embedded_mnist().digest}
     with start_run(*opened, name=f"m{wrong_on}", tags=tags, params={}) as tracker:
         tracker.log_artifacts(write)
         tracker.log_metrics({"test/loss": 0.0}, step=1)
         if model:
-            net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
-            tracker.log_model(net, np.zeros((2, 1, 28, 28), np.float32), "0123456789")
+            node = {"_target_": "mnist_sweep.models.CNN"}  # without a stage or a hidden layer
+            net = build(OmegaConf.create(node), in_shape=(1, 28, 28), n_classes=10)
+            state = models.Classifier(net, [0.0], [1.0]).state_dict()
+            saved = SavedModel([node], [state], [1.0], (1, 28, 28), DIGITS)
+            example = np.zeros((2, 1, 28, 28), np.float32)
+            tracker.log_model(saved.build(), example, DIGITS, saved.save_in)
     return tracker.run_id
 
 
@@ -87,9 +94,9 @@ def test_ensemble_is_measured_and_registered_as_one_model(
     mlflow.set_tracking_uri(uri)
     images = np.random.default_rng(0).random((3, 1, 28, 28), np.float32)
     mixture = mlflow.pyfunc.load_model("models:/ensemble/1").predict(images)
-    models = [load_from_mlflow(uri, run_id).model for run_id in ids[:2]]
+    members = [load_from_mlflow(uri, run_id).model for run_id in ids[:2]]
     with torch.no_grad():
-        each = torch.stack([model(torch.tensor(images)).softmax(1) for model in models])
+        each = torch.stack([model(torch.tensor(images)).softmax(1) for model in members])
     assert np.exp(mixture) == pytest.approx(each.mean(0).numpy(), abs=1e-5)
     used = tool("evaluate", "model=models:/ensemble/1", "robustness=false", store=store)
     assert "on 500 test images of mnist5k" in used.stdout, used.stderr
@@ -124,7 +131,11 @@ def test_without_shared_validation_images_all_weights_are_one(
     ("arguments", "expected"),
     [
         ([], "expected either sweep=<name> or runs=<run id>,<run id>"),
-        (["sweep=s", "rounds=0"], "rounds=0: expected at least 1"),
+        (["sweep=s", "rounds=0"], "rounds=0: expected a number above 0"),
+        (['sweep=it\'s "x"'], 'sweep=it\'s "x": expected a name without both kinds of quotes'),
+        (["sweep=s", "model_name="], "model_name=: expected the name of a registered model"),
+        (["sweep=s", "model_name=a/b"], "model_name=a/b: expected the name of a registered model"),
+        (["runs=a'b,c\"d"], "runs=a'b,c\"d: "),
         (["sweep=it's, not"], "sweep=it's, not names 0 finished runs"),
         (["runs=x"], "runs=x: "),
     ],

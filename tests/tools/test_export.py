@@ -21,7 +21,8 @@ def test_exported_file_predicts_the_same(form: str, name: str, tmp_path: Path) -
     assert path.stat().st_size > 1e6
     if form == "pt2":
         draw_digit(7).save(tmp_path / "7.png")
-        lines = tool("predict", f"model={path}", f"{tmp_path}/7.png", store=store()).stdout
+        arguments = (f"model={path}", "trust=true", f"{tmp_path}/7.png")
+        lines = tool("predict", *arguments, store=store()).stdout
         assert lines.splitlines()[1].split(",")[1] == "7"
     if form == "torchscript":
         alone = torch.jit.load(str(path))

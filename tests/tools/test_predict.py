@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import re
 import signal
 from io import StringIO
 from pathlib import Path
@@ -9,8 +11,10 @@ from subprocess import PIPE
 
 import pytest
 
-from tests.helpers.cli import start, tool
-from tests.helpers.pictures import draw_digit
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.tools.predict import expand
+from tests.helpers.cli import ROOT, run, start, tool
+from tests.helpers.pictures import as_file, draw_digit
 from tests.helpers.trained import directory, store
 
 
@@ -38,13 +42,70 @@ def test_predict_prints_json_with_all_probabilities(folder: Path) -> None:
     assert sum(row[f"p({d})"] for d in range(10)) == pytest.approx(1, abs=1e-3)
 
 
-def test_predict_names_unreadable_files_and_continues(folder: Path) -> None:
-    files = (f"{folder}/notes.txt", f"{folder}/1=x.png", f"{folder}/none.png")
-    done = tool("predict", *files, store=store())
+def test_predict_names_unreadable_files_and_classifies_the_others(folder: Path) -> None:
+    digit = draw_digit(1)
+    whole = {form: as_file(digit, form).getvalue() for form in ("png", "avif", "eps", "tiff")}
+    contents = {
+        "truncated.png": whole["png"][:-60],
+        "truncated.tif": whole["tiff"][:-60],
+        "avif.png": whole["avif"][:-60],
+        "eps.png": whole["eps"],
+        "blp.png": b"BLP2" + bytes(range(200)),
+        "bomb.png": b"P5 60000 60000 255\n",
+        "empty.png": b"",
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    os.mkfifo(folder / "fifo.png")
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "folder.png").mkdir()
+    digit.convert("CMYK").save(folder / "folder.png" / "1=cmyk.jpg")
+    digit.convert("RGBA").save(folder / "1=animated.gif", save_all=True, append_images=[digit])
+    missing = folder / "none.png"
+    done = tool("predict", str(folder), str(missing), str(folder / "notes.txt"), store=store())
     assert done.returncode == 1
-    assert len(done.stdout.splitlines()) == 2
-    assert [line.split(": ")[0] for line in done.stderr.splitlines()] == ["error"] * 2
-    assert "none.png: no such file" in done.stderr
+    rows = list(csv.DictReader(StringIO(done.stdout)))
+    assert [Path(row["file"]).name for row in rows] == [
+        *("0=x.png", "1=animated.gif", "1=x.png", "7=x.png", "1=cmyk.jpg"),
+    ]
+    assert all(row["class"] == Path(row["file"]).name[0] for row in rows)
+    errors = dict(re.findall(r"^error: (.+?): (.+)$", done.stderr, re.MULTILINE))
+    names = [*contents, "fifo.png", "loop.png", "none.png", "notes.txt"]
+    assert {Path(path).name for path in errors} == set(names)
+    assert errors[str(missing)] == "no such file"
+    assert errors[f"{folder}/fifo.png"] == "not a regular file"
+    assert "Traceback" not in done.stderr
+
+
+def test_predict_takes_the_names_of_files_as_they_are(tmp_path: Path) -> None:
+    names = [
+        b"${oc.env:HOME}.png",
+        b"\\${x}.png",
+        b"\xff.png",
+        b"[1].png",
+        b"store=x.png",
+        b"a,'b.png",
+    ]
+    paths = [os.fsdecode(os.fsencode(tmp_path) + b"/" + name) for name in names]
+    for path in paths:
+        draw_digit(7).save(path)
+    files = [*paths[:4], "store=x.png", paths[5]]
+    options = {"cwd": tmp_path, "errors": "surrogateescape", "stdout": PIPE, "stderr": PIPE}
+    env = {"PYTHONIOENCODING": "utf-8:strict", "PYTHONPATH": str(ROOT)}
+    done = run("predict", *files, f"store={store()}", fresh=True, env=env, **options)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = list(csv.DictReader(StringIO(done.stdout)))
+    assert [(row["file"], row["class"]) for row in rows] == [(file, "7") for file in files]
+
+
+def test_folder_without_images_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match=rf"{tmp_path}: expected a folder with images \(\.bmp, "):
+        expand([str(tmp_path)])
+    for paths in ([], [""]):
+        with pytest.raises(UserError, match="expected image files"):
+            expand(paths)
+    assert expand(["x" * 300]) == [Path("x" * 300)]  # an error of this file alone
 
 
 def test_predict_reads_thousands_of_files(tmp_path: Path) -> None:

@@ -2,14 +2,17 @@
 
 import socket
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
+import optuna
 import pytest
 
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.tools.ui import find_free_port
+from mnist_sweep.tracking.run import prepare, store_uri
 from tests.helpers import engine
-from tests.helpers.cli import SMALL, succeed, tool
+from tests.helpers.cli import SMALL, free_port, succeed, tool
 from tests.helpers.servers import answers, ui
 
 
@@ -36,6 +39,13 @@ def test_port_that_does_not_exist_is_an_error(port: str, store: Path) -> None:
     assert done.stderr == f"error: port={port}: expected 0 to 65535\n"
 
 
+def test_sweep_that_does_not_exist_is_an_error(store: Path) -> None:
+    prepare(store_uri(None, str(store)), str(store), "mnist_sweep")
+    done = tool("ui", "sweep=a,b", "port=0", store=store)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: sweep=a: no such sweep; there is none\n"
+
+
 def test_ui_without_runs_is_an_error(fresh: Path) -> None:
     done = tool("ui", store=fresh)
     assert done.returncode == 2
@@ -47,6 +57,27 @@ def test_dashboard_without_a_sweep_is_an_error(store: Path) -> None:
     done = tool("ui", "dashboard=true", store=store)
     assert done.returncode == 2
     assert "contains no sweep" in done.stderr
+
+
+def test_dashboard_answers_its_own_pages_and_no_other_site(store: Path) -> None:
+    optuna.create_study(study_name="night", storage=f"sqlite:///{store}/optuna.db")
+
+    def status(url: str, **headers: str) -> int:
+        try:
+            with urlopen(Request(url, headers=headers), timeout=20) as response:
+                return int(response.status)
+        except HTTPError as error:
+            return error.code
+
+    with ui(store, "dashboard=true", f"port={free_port()}") as (lines, _):
+        (page,) = [line.split()[1] for line in lines if line.startswith("optuna-dashboard: ")]
+        studies = page.replace("/dashboard", "/api/studies")
+        engine.wait_for(lambda: answers(page))
+        assert b"night" in urlopen(studies).read()
+        assert status(studies, Host="elsewhere.example") == 403
+        assert status(studies, Origin="http://elsewhere.example") == 403
+        assert status(studies, Origin=page.removesuffix("/dashboard")) == 200
+    engine.wait_for(lambda: not answers(page))
 
 
 def test_empty_host_is_an_error() -> None:

@@ -16,11 +16,13 @@ from mlflow.entities import Run
 from omegaconf import OmegaConf
 
 from mnist_sweep.common.build import build
+from mnist_sweep.common.errors import UserError
 from mnist_sweep.data.sources import embedded_mnist
 from mnist_sweep.report import page
 from mnist_sweep.sweep.study import create_study, get_trials, storage_url
 from mnist_sweep.tools import trained_model
-from mnist_sweep.tracking import queries
+from mnist_sweep.tracking import queries, view
+from mnist_sweep.tracking.links import ui_links
 from mnist_sweep.tracking.run import store_uri
 from tests.helpers.cli import ROOT, cli
 
@@ -71,10 +73,10 @@ def single_run(uri: str, store: Path) -> Run:
     return run
 
 
-def predict(store: Path, source: str) -> np.ndarray:
+def predict(store: Path, source: str, *, trust: bool = False) -> np.ndarray:
     """Probabilities of the embedded test images, from the model that `source` names."""
     tracking = {"uri": None, "register": None}
-    cfg = {"store": str(store), "source": None, "tracking": tracking, "allow_pickle": False}
+    cfg = {"store": str(store), "source": None, "tracking": tracking, "trust": trust}
     model = trained_model.load_model(OmegaConf.create(cfg), source)
     return model.probabilities(embedded_mnist().test_images)
 
@@ -89,6 +91,12 @@ def test_sweep_has_a_report(store: Path, uri: str, tmp_path: Path) -> None:
     assert (tmp_path / "confusion_matrix_0.png").exists()
 
 
+def test_sweep_has_a_composed_comparison(uri: str) -> None:
+    url = ui_links(uri, 5000, [])["sweep old"]
+    key = url.partition("viewStateShareKey=")[2]
+    assert view.TAG + key in MlflowClient(uri).get_experiment("1").tags
+
+
 def test_runs_of_the_sweep_are_found(uri: str) -> None:
     runs = queries.trained_runs(uri, "1", "old")
     assert [run.data.tags["trial"] for run in runs] == ["0", "1"]
@@ -100,12 +108,24 @@ def test_model_predicts_what_its_run_recorded(store: Path, uri: str, kind: str) 
     with queries.artifact(uri, run.info.run_id, "predictions.npz") as path:
         recorded = np.load(path)["test_probabilities"]
     best = store / "outputs" / "single" / "best.pt"
-    probabilities = predict(store, run.info.run_id if kind == "logged model" else str(best))
+    is_program = kind == "logged model"
+    probabilities = predict(store, run.info.run_id if is_program else str(best), trust=is_program)
     assert np.allclose(probabilities, recorded, atol=1e-5)
 
 
+def test_logged_model_needs_trust_or_the_directory_of_its_run(store: Path, uri: str) -> None:
+    """Version 0.1 logged no weights beside the program."""
+    run = single_run(uri, store)
+    with pytest.raises(UserError, match=r"has no saved_model\.pt") as raised:
+        predict(store, run.info.run_id)
+    assert str(raised.value).endswith(
+        "set trust=true if you trust its source, or load the checkpoint of its run, "
+        f"model={store}/outputs/single"
+    )
+
+
 def test_exported_model_predicts(extracted: Path, store: Path) -> None:
-    probabilities = predict(store, str(extracted / "model.pt2"))
+    probabilities = predict(store, str(extracted / "model.pt2"), trust=True)
     assert probabilities.shape == (500, 10)
     assert np.allclose(probabilities.sum(1), 1, atol=1e-5)
 

@@ -1,9 +1,13 @@
 """Finding runs."""
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput
+from mlflow.exceptions import MlflowException
 
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.tracking import queries
@@ -64,9 +68,51 @@ def test_missing_store_is_not_created(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_best_trials_follow_the_direction_of_the_objective(opened: tuple[str, str]) -> None:
+def test_sweeps_are_found_by_name_and_by_default_the_last(opened: tuple[str, str]) -> None:
     uri, experiment_id = opened
-    losses = {record(opened, {"best/val/loss": x}, sweep="s", trial=str(x)): x for x in (3, 1, 2)}
-    record(opened, {"best/val/loss": 1.0}, kind="sweep", sweep="s")
-    sweep = queries.last_sweep(MlflowClient(uri), [experiment_id])
-    assert [losses[i] for i in queries.best_trials(MlflowClient(uri), sweep, 2)] == [1, 2]
+    client, ids = MlflowClient(uri), [experiment_id]
+    assert queries.sweeps(client, ids, []) == []
+    for name in ("a", "b", "c"):
+        record(opened, {}, kind="sweep", sweep=name)
+    record(opened, {}, sweep="d", trial="0")
+
+    def names(*wanted: str) -> list[str]:
+        return [run.data.tags["sweep"] for run in queries.sweeps(client, ids, wanted)]
+
+    assert names() == ["c"]
+    assert names("b", "a", "b") == ["b", "a"]
+    with pytest.raises(UserError, match="sweep=d: no such sweep; the last is c"):
+        names("a", "d")
+
+
+def test_sweeps_of_two_experiments_have_no_common_page(
+    store: Path, opened: tuple[str, str]
+) -> None:
+    uri, experiment_id = opened
+    other = prepare(uri, str(store), "other")
+    record(opened, {}, kind="sweep", sweep="a")
+    record((uri, other), {}, kind="sweep", sweep="b")
+    with pytest.raises(UserError, match="sweep=a,b: expected sweeps of one experiment"):
+        queries.sweeps(MlflowClient(uri), [experiment_id, other], ["a", "b"])
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_files_of_a_model_are_deleted_only_below_the_store(
+    opened: tuple[str, str], store: Path, tmp_path: Path, is_own: bool
+) -> None:
+    """Others may write to the store, which names a folder for each model."""
+    uri, experiment_id = opened
+    client = MlflowClient(uri)
+    with start_run(*opened, name=None, tags={"sweep": "s", "trial": "0"}, params={}) as run:
+        model = client.create_logged_model(experiment_id, source_run_id=run.run_id)
+        client.log_outputs(run.run_id, [LoggedModelOutput(model.model_id, step=0)])
+    folder = store / "artifacts" / "m" if is_own else tmp_path / "elsewhere"
+    folder.mkdir(parents=True)
+    for location in (folder.as_uri(), f"file://{store}/artifacts/../../elsewhere"):
+        with contextlib.closing(sqlite3.connect(store / "mlflow.db")) as database, database:
+            database.execute("UPDATE logged_models SET artifact_location = ?", [location])
+            database.execute("UPDATE logged_models SET lifecycle_stage = 'active'")
+        queries.delete_models_of_sweep(uri, "mnist_sweep", "s", set(), store / "artifacts")
+        with pytest.raises(MlflowException):
+            client.get_logged_model(model.model_id)
+        assert folder.exists() != is_own

@@ -1,12 +1,12 @@
 """The record of a run in MLflow, read by other processes."""
 
 import csv
+import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ from tests.helpers.cli import (
     succeed,
 )
 from tests.helpers.configs import composed
+from tests.helpers.servers import mlflow_server
 
 
 class Finished(NamedTuple):
@@ -46,8 +47,9 @@ class Finished(NamedTuple):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     store = tmp_path_factory.mktemp("store")
-    private = "tracking.register=http://ann:secret@nowhere/model"
-    directory = succeed(*SMALL, "trainer.max_epochs=3", "seed=3", private, store=store)
+    private = {"REGISTER": "http://ann:secret@nowhere/model"}
+    arguments = (*SMALL, "trainer.max_epochs=3", "seed=3", "tracking.register=${oc.env:REGISTER}")
+    directory = succeed(*arguments, store=store, **private)
     (run,) = recorded(store)
     artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
     return Finished(run, MlflowClient(f"sqlite:///{store}/mlflow.db"), artifacts, directory)
@@ -56,6 +58,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def test_run_records_the_resolved_configuration(finished: Finished) -> None:
     params = finished.run.data.params
     assert params["seed"] == "3"
+    choices = [params[group] for group in ("model", "optimizer", "scheduler", "data")]
+    assert choices == ["simple", "adam", "none", "mnist5k"]
     assert params["data.split_seed"] == "3"  # resolved
     assert params["model.stages"] == "[[32], [64]]"
     assert params["trainer.early_stopping.patience"] == "5"
@@ -64,9 +68,9 @@ def test_run_records_the_resolved_configuration(finished: Finished) -> None:
 
 
 def test_record_contains_no_password(finished: Finished) -> None:
-    masked = "http://ann:***@nowhere/model"
+    masked = "http://***@nowhere/model"
     assert finished.run.data.params["tracking.register"] == masked
-    assert masked in finished.run.data.tags["overrides"]
+    assert "tracking.register=${oc.env:REGISTER}" in finished.run.data.tags["overrides"]
     assert masked in (finished.artifacts / "config.yaml").read_text()
 
 
@@ -85,7 +89,7 @@ def test_run_records_every_metric_of_every_epoch(finished: Finished) -> None:
 def test_run_records_its_code_packages_and_device(finished: Finished) -> None:
     run = finished.run
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "simple"
+    assert re.fullmatch(r"simple \d{4}-\d\d-\d\d \d\d:\d\d", run.info.run_name)
     commit = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
     head = subprocess.run(commit, capture_output=True, text=True, check=False).stdout.strip()
     assert run.data.tags["git.commit"] in (head, "none")
@@ -118,6 +122,13 @@ def test_predictions_agree_with_the_metrics_and_the_matrix(finished: Finished) -
     assert header[1:] == [str(i) for i in range(10)]
     assert np.trace(counts) == correct.sum()
     assert counts.sum(1).tolist() == np.bincount(labels).tolist()
+
+
+def test_confusion_matrix_is_a_picture_beside_those_of_other_runs(finished: Finished) -> None:
+    assert finished.run.data.tags["mlflow.loggedImages"] == "True"
+    names = [path.name for path in (finished.artifacts / "images").iterdir()]
+    assert {name.split("+timestamp")[0] for name in names} == {"confusion_matrix+step+0"}
+    assert sorted(Path(name).suffix for name in names) == [".png", ".webp"]
 
 
 FIGURES = ("confusion_matrix", "learning_curves", "mistakes", "prediction", "predictions")
@@ -207,7 +218,7 @@ def test_server_that_never_answers_is_an_error_in_time(store: Path) -> None:
 @pytest.mark.slow
 def test_run_is_recorded_on_a_server(fresh: Path, tmp_path: Path) -> None:
     """With `tracking.uri` of a server, MLflow writes nothing under `store`."""
-    with served(tmp_path, free_port()) as uri:
+    with mlflow_server(tmp_path, free_port()) as uri:
         directory = run_directory(cli(*SMALL, f"tracking.uri={uri}", store=fresh).stdout)
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name("mnist_sweep")
@@ -223,7 +234,7 @@ def test_run_is_recorded_on_a_server(fresh: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_run_waits_for_a_server_that_comes_back(store: Path, tmp_path: Path) -> None:
     port = free_port()
-    with served(tmp_path, port) as uri:
+    with mlflow_server(tmp_path, port) as uri:
         arguments = (*SMALL, "trainer.max_epochs=3", "tracking.log_model=false")
         both: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         run = start(f"store={store}", *arguments, f"tracking.uri={uri}", **both)
@@ -233,7 +244,7 @@ def test_run_waits_for_a_server_that_comes_back(store: Path, tmp_path: Path) -> 
                 break
     time.sleep(15)  # longer than MLflow itself tries
     assert run.poll() is None
-    with served(tmp_path, port) as uri:
+    with mlflow_server(tmp_path, port) as uri:
         output, _ = run.communicate(timeout=100)
         assert run.returncode == 0, output
         client = MlflowClient(uri)
@@ -242,39 +253,6 @@ def test_run_waits_for_a_server_that_comes_back(store: Path, tmp_path: Path) -> 
     assert "busy or away" in output
     assert recorded_run.info.status == "FINISHED"
     assert [metric.step for metric in history] == [1, 2, 3]
-
-
-@contextmanager
-def served(folder: Path, port: int) -> Iterator[str]:
-    """Run an MLflow server with a database in `folder`; yield its address."""
-    backend = ["--backend-store-uri", f"sqlite:///{folder}/server.db"]
-    backend += ["--artifacts-destination", str(folder / "served"), "--workers", "1"]
-    listen = ["server", "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", *listen, *backend],
-        env=environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    uri = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(uri)
-        yield uri
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def wait_for(uri: str) -> None:
-    import requests
-
-    for _ in range(120):
-        try:
-            if requests.get(f"{uri}/health", timeout=1).ok:
-                return
-        except requests.RequestException:
-            time.sleep(0.5)
-    raise TimeoutError(uri)
 
 
 def start_run(store: Path, tags: Mapping[str, str]) -> MlflowClient:

@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hydra.core.hydra_config import HydraConfig
+from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from mnist_sweep.common.errors import UserError
@@ -26,6 +28,7 @@ class MemoryTracker(Tracker):
         self.tags: dict[str, str] = {}
         self.metrics: dict[int, dict[str, float]] = {}
         self.sizes: Mapping[str, int] = {}
+        self.images: dict[str, NDArray[np.uint8]] = {}
 
     @contextmanager
     def run(self, tags: Mapping[str, str]) -> Iterator[None]:
@@ -40,6 +43,9 @@ class MemoryTracker(Tracker):
 
     def log_dataset(self, name: str, sha256: str, source: str, sizes: Mapping[str, int]) -> None:
         self.sizes = sizes
+
+    def log_image(self, key: str, image: NDArray[np.uint8]) -> None:
+        self.images[key] = image
 
     def log_artifacts(self, write: Callable[[Path], None]) -> None:
         self.folder.mkdir()
@@ -69,9 +75,9 @@ def test_train_records_the_run_and_returns_the_objective(tmp_path: Path) -> None
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"best.pt", "last.pt"}
     assert tracker.tags.keys() == {"data", "data.sha256", "device"}
     assert tracker.sizes == {"train": 100, "val": 500, "test": 500}
-    assert list(tracker.metrics) == [1, 2]
+    assert list(tracker.metrics) == [1, 2, 0]
     assert tracker.metrics[1].keys() >= set(EPOCH_METRICS)
-    summary = tracker.metrics[2]
+    summary = tracker.metrics[0]
     assert summary["best/val/accuracy"] == objective
     assert summary.keys() >= {"best_epoch", "n_parameters", "fit_s", "run_s", "test/accuracy"}
 
@@ -80,7 +86,7 @@ def test_train_records_the_run_and_returns_the_objective(tmp_path: Path) -> None
     ("trial", "overrides", "some", "others"),
     [
         (Trial(), [], {"learning_curves.png", "mistakes.png"}, set()),
-        (SweepTrial(), [], {"learning_curves.png"}, {"mistakes.png"}),
+        (SweepTrial(), [], {"learning_curves.png"}, {"mistakes.png", "confusion_matrix.png"}),
         (SweepTrial(), ["tracking.figures=all"], {"mistakes.png"}, set()),
         (Trial(), ["tracking.figures=none"], {"predictions.npz"}, {"learning_curves.png"}),
     ],
@@ -91,15 +97,16 @@ def test_train_draws_few_figures_in_a_sweep_by_default(
     tracker = MemoryTracker(tmp_path / "artifacts")
     train(composed(*TINY, *overrides), tmp_path / "run", tracker, trial)
     names = {path.name for path in tracker.folder.iterdir()}
-    assert names >= some
+    assert names >= some | {"confusion_matrix.csv"}
     assert not names & others
+    assert ("confusion_matrix" in tracker.images) == ("tracking.figures=none" not in overrides)
 
 
 def test_pruned_run_is_tagged_and_not_tested(tmp_path: Path) -> None:
     tracker, trial = MemoryTracker(tmp_path / "artifacts"), SweepTrial(prune=True)
     objective = train(composed(*TINY), tmp_path / "run", tracker, trial)
     assert tracker.tags["state"] == "pruned"
-    assert list(tracker.metrics) == [1]
+    assert list(tracker.metrics) == [1, 0]
     assert not tracker.folder.exists()
     assert "test/accuracy" not in trial.summary
     assert trial.summary["val/accuracy"] == trial.summary["best/val/accuracy"] == objective

@@ -1,14 +1,14 @@
 """Loads the models and serves the page until Ctrl-C."""
 
 import logging
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 
-import uvicorn
 from omegaconf import DictConfig
 
 from mnist_sweep.common.errors import UserError
-from mnist_sweep.tools.demo.server import make_app
+from mnist_sweep.tools.demo.server import make_app, make_server
 from mnist_sweep.tools.trained_model import TrainedModel, load_data_for, load_model
 from mnist_sweep.tools.ui import find_free_port
 from mnist_sweep.tracking import queries
@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 def run(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Serve the page on `cfg.host` and `cfg.port`."""
+    warnings.filterwarnings("ignore", module="PIL")  # the page shows what is wrong with a picture
     models = load_models(cfg)
     first = next(iter(models.values()))
     if any((m.shape, m.classes) != (first.shape, first.classes) for m in models.values()):
@@ -28,7 +29,7 @@ def run(cfg: DictConfig, overrides: Sequence[str]) -> None:
     host = f"[{cfg.host}]" if ":" in cfg.host else cfg.host  # as a URL writes IPv6
     log.info("draw on http://%s:%d  (Ctrl-C stops it)", host, port)
     with suppress(KeyboardInterrupt):
-        uvicorn.run(app, host=cfg.host, port=port, log_level="warning", lifespan="off")
+        make_server(app, cfg.host, port).run()
 
 
 def load_models(cfg: DictConfig) -> dict[str, TrainedModel]:

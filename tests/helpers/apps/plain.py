@@ -12,6 +12,7 @@ def task(cfg: DictConfig) -> float:
     for step in range(1, 4):
         if trial.report(step, {"score": step * cfg.x}, final=step == 3):
             break
+    trial.finish({"number": trial.number, **trial.params})
     return float(3 * cfg.x)
 
 

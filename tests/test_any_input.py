@@ -1,0 +1,168 @@
+"""Properties of input that no table can hold: any text is a configuration or a message in a line."""
+
+import io
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout, suppress
+
+import optuna
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mnist_sweep import app, config
+from mnist_sweep.common.config_errors import explain
+from mnist_sweep.common.configs import flatten
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.sweep import checks, samplers
+from mnist_sweep.sweep import study as storage
+from mnist_sweep.sweep.space import parse
+from tests.helpers.configs import composed
+
+few = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+many = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+
+BASE = composed("search=tpe", "space=none")
+KEYS = sorted(flatten(BASE))
+# no argument of a process contains a zero byte, and the lone surrogates stand for broken UTF-8
+texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
+numbers = st.one_of(st.integers().map(str), st.floats().map(str))
+values = st.one_of(texts, numbers, st.sampled_from(["", "null", "???", "[]", "{}", "true", "${x}"]))
+overrides = st.builds(
+    "{}{}={}".format, st.sampled_from(["", "+", "++", "~"]), st.sampled_from(KEYS), values
+)
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    """Call `main` like the command line. Return the exit code and what it writes to stderr."""
+    stderr, argv = io.StringIO(), sys.argv
+    GlobalHydra.instance().clear()
+    try:
+        sys.argv = ["mnist_sweep", *arguments]
+        with redirect_stderr(stderr), redirect_stdout(io.StringIO()):
+            app.main()
+    except SystemExit as error:
+        return int(error.code or 0), stderr.getvalue()
+    finally:
+        sys.argv = argv
+    return 0, stderr.getvalue()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _environment() -> Iterator[None]:
+    """Undo what `main` sets."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYDRA_FULL_ERROR", "1")
+        yield
+    GlobalHydra.instance().clear()
+
+
+@few
+@given(st.one_of(texts, overrides))
+def test_any_argument_is_shown_or_refused_in_a_line(argument: str) -> None:
+    code, stderr = run("--cfg", "job", argument)
+    assert code in (0, 2)
+    assert len(stderr.splitlines()) == (1 if code else 0), stderr
+
+
+@many
+@given(st.dictionaries(st.sampled_from(KEYS), st.one_of(numbers, texts), min_size=1, max_size=3))
+def test_any_values_are_checked_without_a_traceback(changed: dict[str, str]) -> None:
+    cfg = BASE.copy()
+    for key, value in changed.items():
+        try:
+            OmegaConf.update(cfg, key, value)
+        except OmegaConfBaseException as error:
+            explain(error)
+            return
+    try:
+        config.check(cfg)
+    except UserError:
+        return
+    assert not {"nan", "inf", "-inf"} & set(flatten(cfg).values())
+
+
+counts = st.one_of(st.none(), st.integers(-3, 40), st.integers())
+shares = st.one_of(st.none(), st.floats(), st.floats(-1, 2))
+sweep_settings = st.fixed_dictionaries(
+    {},
+    optional={
+        "n_trials": counts,
+        "n_jobs": counts,
+        "top_k": counts,
+        "trials_per_gpu": counts,
+        "retries": counts,
+        "grace_s": counts,
+        "seed": counts,
+        "trial_timeout_s": shares,
+        "max_failure_rate": shares,
+        "name": texts,
+        "checkpoint": texts,
+        "sampler.n_startup_trials": counts,
+        "sampler.n_ei_candidates": counts,
+        "pruner.min_resource": counts,
+        "pruner.reduction_factor": counts,
+    },
+)
+
+
+@many
+@given(sweep_settings)
+def test_settings_of_a_sweep_are_refused_or_work(changed: dict[str, object]) -> None:
+    cfg = BASE.copy()
+    for key, value in changed.items():
+        try:
+            OmegaConf.update(cfg, f"sweep.{key}", value, force_add=True)
+        except OmegaConfBaseException as error:
+            explain(error)
+            return
+    plan = cfg.sweep
+    try:
+        checks.check_settings(cfg)
+        checks.rehearse(parse(plan, ["x=interval(0,1)"]), cfg, ["maximize"])
+    except UserError:
+        return
+    database = storage.open_storage("sqlite://", plan.grace_s, create=True)
+    sampler, pruner = samplers.make_sampler(plan), samplers.make_pruner(plan)
+    study = optuna.create_study(storage=database, sampler=sampler, pruner=pruner)
+    trial = study.ask()
+    trial.report(trial.suggest_float("x", 0, 1), 1)
+    trial.should_prune()
+    storage.reap(study, plan)
+    for key in ("n_trials", "n_jobs", "top_k", "trial_timeout_s"):
+        assert plan[key] is None or plan[key] > 0
+    assert math.isfinite(plan.max_failure_rate)
+
+
+FORMS = (
+    "{} choice({}) range({}) interval({}) tag(log,interval({})) int(interval({})) int(range({}))"
+)
+FORMS += " float(choice({})) shuffle({}) glob({})"
+arguments = st.lists(st.one_of(numbers, st.sampled_from(["a", "true", "null", "'1'"])), max_size=4)
+spaces = st.builds(
+    lambda form, given: form.format(",".join(given)),
+    st.sampled_from(FORMS.split()),
+    arguments,
+)
+
+
+@many
+@given(spaces)
+def test_any_space_is_refused_or_gives_a_point(text: str) -> None:
+    try:
+        space = parse(OmegaConf.create({"space": {}, "when": {}}), [f"x={text}"])
+    except (UserError, HydraException) as error:
+        explain(error)
+        return
+    if space.is_grid:
+        with suppress(UserError):  # too many points
+            assert space.grid(BASE)
+    study = optuna.create_study()
+    point = space.suggest(study.ask(), BASE)
+    assert set(point) == set(space.distributions)
+    assert all(not isinstance(v, float) or math.isfinite(v) for v in point.values())
