@@ -126,10 +126,9 @@ def test_ui_opens_the_comparison_of_the_last_sweep(links: dict[str, str]) -> Non
     with comparison(links["sweep seen"]) as page:
         assert axes(page) == ["model", "seed", "best/val/accuracy"]
         assert sorted(listed(page)) == NAMES
-        page.get_by_text("Confusion matrices").scroll_into_view_if_needed()
+        page.get_by_text("Confusion matrices").evaluate("title => title.scrollIntoView()")
         pictures = page.locator("img[src*='confusion_matrix'], img[src^='blob:']")
         expect(pictures).to_have_count(len(NAMES))
-        pictures.last.scroll_into_view_if_needed()
         for picture in pictures.all():
             assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 100
         screenshot(page, "mlflow-matrices")
