@@ -166,7 +166,7 @@ def state(comparison: Comparison) -> dict[str, Any]:
             "display": True,
             "isReordered": True,
             "columns": columns,
-            "cardHeight": 660 if section == CONFUSION else 360,  # two rows of pictures
+            "cardHeight": 700 if section == CONFUSION else 360,  # two rows of pictures
         }
         for section, columns in COLUMNS.items()
     ]
