@@ -65,7 +65,7 @@ def parse_override(override: str) -> Any:
         ("x=adam,sgd", ("adam", "sgd")),
         ("x=choice(adam,'sgd')", ("adam", "sgd")),
         ("x='1','a,b','c'", ("'1'", "'a,b'", "'c'")),
-        ("x=1,2.5,true,null", (1, 2.5, True, "null")),
+        ("x=2,2.5,true,null", (2, 2.5, True, "null")),
         ("x=[1,a],[],{a:1}", ("[1,a]", "[]", "{a:1}")),
         ("x=a b,/tmp/x,1e-3x", ("a b", "/tmp/x", "1e-3x")),
         ("x=choice('','a')", ("", "a")),
