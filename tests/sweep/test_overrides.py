@@ -41,7 +41,7 @@ def test_value_survives_its_text(value: Any) -> None:
     assert repr(again) == repr(value)  # 1, 1.0 and True are equal
 
 
-@given(st.lists(values, min_size=2, max_size=4))
+@given(st.lists(values, min_size=2, max_size=4, unique_by=repr))
 @settings(deadline=None)
 def test_value_survives_a_list_of_choices_and_the_study(written: list[Any]) -> None:
     drawn = choices(f"x={','.join(to_text(value) or repr('') for value in written)}")
@@ -49,7 +49,7 @@ def test_value_survives_a_list_of_choices_and_the_study(written: list[Any]) -> N
     assert repr(received) == repr(written)
 
 
-@given(st.lists(texts, min_size=2, max_size=4))
+@given(st.lists(texts, min_size=2, max_size=4, unique=True))
 @settings(deadline=None)
 def test_string_survives_the_function_choice(written: list[str]) -> None:
     drawn = choices(f"x=choice({','.join(to_text(value) or repr('') for value in written)})")
