@@ -31,7 +31,9 @@ BASE = composed("search=tpe", "space=none")
 KEYS = sorted(flatten(BASE))
 # no argument of a process contains a zero byte, and the lone surrogates stand for broken UTF-8
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
-numbers = st.one_of(st.integers().map(str), st.floats().map(str))
+# torch may flush subnormal numbers to zero in this process
+floats = st.floats(allow_subnormal=False)
+numbers = st.one_of(st.integers().map(str), floats.map(str))
 values = st.one_of(texts, numbers, st.sampled_from(["", "null", "???", "[]", "{}", "true", "${x}"]))
 overrides = st.builds(
     "{}{}={}".format, st.sampled_from(["", "+", "++", "~"]), st.sampled_from(KEYS), values
@@ -88,7 +90,7 @@ def test_any_values_are_checked_without_a_traceback(changed: dict[str, str]) -> 
 
 
 counts = st.one_of(st.none(), st.integers(-3, 40), st.integers())
-shares = st.one_of(st.none(), st.floats(), st.floats(-1, 2))
+shares = st.one_of(st.none(), floats, st.floats(-1, 2, allow_subnormal=False))
 sweep_settings = st.fixed_dictionaries(
     {},
     optional={

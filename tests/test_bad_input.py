@@ -238,7 +238,7 @@ SWEEPS: list[Row] = [
     ("", "nothing varies", "expected several values"),
     ("model=vgg", "nothing varies", "a single run needs no -m"),
     ("seed=0,0", "seed=0,0", "appears twice"),
-    ("seed=1,true", "seed=1,true", "appears twice"),
+    ("seed=1,true", "seed=True", "Integer"),
     ("model=simple,simple", "model=simple,simple", "appears twice"),
     ("model=simple,nosuch", "model=nosuch", "no such choice", "vgg"),
     ("model=simple,vvg", "did you mean 'vgg'?"),

@@ -118,7 +118,8 @@ def _variations(space: Space, example: DictConfig, point: Mapping[str, Any]) -> 
         if name in example.hydra.runtime.choices:
             continue
         values = getattr(distribution, "choices", None) or (distribution.low, distribution.high)
-        yield from (f"{name}={value}" for value in values[1:])
+        # the example has the key already, also if it was added with +
+        yield from (f"++{name.lstrip('+')}={value}" for value in values[1:])
 
 
 def _check_choice(group: str, choice: Any, options: list[str]) -> None:

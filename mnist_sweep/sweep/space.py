@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, RangeSweep
+from hydra.core.override_parser.types import Glob, Override, RangeSweep
 from hydra_plugins.hydra_optuna_sweeper._impl import (
     OptunaSweeperImpl,
     create_optuna_distribution_from_override,
@@ -178,6 +178,8 @@ def _check_length(override: Override) -> None:
 
 def _distribution(override: Override) -> BaseDistribution:
     line = override.input_line
+    if isinstance(override.value(), Glob):
+        raise UserError(f"{line}: expected {FORMS}")
     if override.is_choice_sweep():
         options = choices(override)
         for option in options:

@@ -8,8 +8,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,8 @@ from mnist_sweep.tracking.run import store_uri
 from mnist_sweep.training import checkpoint
 from mnist_sweep.training.saved_model import FILE, SavedModel
 from mnist_sweep.training.trainer import EVAL_BATCH_SIZE
+
+log = logging.getLogger(__name__)
 
 ABOUT = "mnist_sweep.json"  # file inside an exported .pt2: classes and shape
 SETTINGS = Path(".hydra", "config.yaml")  # in the directory of a run
@@ -170,9 +171,12 @@ def load_from_mlflow(uri: str, name: str, *, trust: bool = False) -> TrainedMode
         path = folder / "extra_files" / FILE
         run_id = description.run_id if isinstance(description.run_id, str) else None
         if path.is_file():
-            with _named(name):
-                saved = SavedModel.load(path)
-            return _rebuild(saved, name, path.stat().st_size, run_id=run_id)
+            try:
+                return _rebuild(SavedModel.load(path), name, path.stat().st_size, run_id=run_id)
+            except UserError as error:
+                if not trust:
+                    raise UserError(f"model={name}: {error}") from error
+                log.warning("WARNING: loading the .pt2 of %s instead: %s", name, error)
         if not trust:
             raise UserError(
                 f"model={name} has no {FILE}, and loading its other files can run any code in them; "
@@ -208,7 +212,10 @@ def _load_trusted(folder: Path, description: Model, name: str, run_id: str | Non
 def load_saved(uri: str, run_id: str) -> SavedModel:
     """Load what rebuilds the model of a run. Raises UserError if MLflow does not have it."""
     with queries.model_folder(uri, _model_uri(run_id)) as (folder, _):
-        return SavedModel.load(folder / "extra_files" / FILE)
+        path = folder / "extra_files" / FILE
+        if not path.is_file():  # a model of version 0.1
+            raise UserError(f"the model of run {run_id} has no {FILE}")
+        return SavedModel.load(path)
 
 
 def _model_uri(name: str) -> str:
@@ -230,21 +237,14 @@ def _load_from_checkpoint(directory: Path) -> TrainedModel:
     best, path = checkpoint.load_best(directory), directory / checkpoint.BEST
     config: Any = OmegaConf.to_container(plain_node(read_config(settings), "model", settings))
     saved = SavedModel([config], [best.model], [1.0], best.shape, best.classes)
-    return _rebuild(saved, str(directory), path.stat().st_size, data_digest=best.data)
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Name the model in the errors of the block."""
     try:
-        yield
+        return _rebuild(saved, str(directory), path.stat().st_size, data_digest=best.data)
     except UserError as error:
-        raise UserError(f"model={name}: {error}") from error
+        raise UserError(f"model={directory}: {error}") from error
 
 
 def _rebuild(saved: SavedModel, name: str, n_bytes: int, **record: str | None) -> TrainedModel:
-    with _named(name):
-        model = saved.build()
+    model = saved.build()
     channels, height, width = saved.shape
     return TrainedModel(
         model, (channels, height, width), tuple(saved.classes), name, n_bytes, **record

@@ -166,7 +166,7 @@ def state(comparison: Comparison) -> dict[str, Any]:
             "display": True,
             "isReordered": True,
             "columns": columns,
-            "cardHeight": 360,
+            "cardHeight": 700 if section == CONFUSION else 360,  # two rows of pictures
         }
         for section, columns in COLUMNS.items()
     ]
@@ -188,7 +188,8 @@ def state(comparison: Comparison) -> dict[str, Any]:
 def _searched(comparison: Comparison) -> list[dict[str, Any]]:
     metrics = comparison.metrics
     common = [name for name in comparison.parameters if name in comparison.common]
-    axes = {"selectedParams": common, "selectedMetrics": metrics}
+    # the first objective last, because the last axis colours the lines
+    axes = {"selectedParams": common, "selectedMetrics": metrics[::-1]}
     return [
         {"type": "PARALLEL", **axes, "showAllRuns": True},
         *(_scatter(_metric(other), metrics[0]) for other in metrics[1:]),

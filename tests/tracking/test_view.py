@@ -50,7 +50,7 @@ def test_first_section_has_the_parameters_the_most_important_and_the_best() -> N
 
 def test_two_objectives_are_drawn_against_each_other() -> None:
     parallel, front, *_ = charts(TWO, "What was searched")
-    assert parallel["selectedMetrics"] == ["best/val/loss", "fit_s"]
+    assert parallel["selectedMetrics"] == ["fit_s", "best/val/loss"]  # the last is the colour
     assert (front["xaxis"]["key"], front["yaxis"]["key"]) == ("fit_s", "best/val/loss")
     assert view.state(TWO)["runsHiddenMode"] == "SHOW_ALL"
 
