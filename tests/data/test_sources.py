@@ -92,6 +92,7 @@ def test_idx_files_names_a_damaged_file(tmp_path, idx_md5):
         gzip.compress(bytes([0, 0, 8, 0]) + bytes(1)),
         gzip.compress(bytes([0, 0, 12, 1, 0, 0, 0, 2]) + bytes(7)),
     ],
+    ids=range(12),  # gzip writes the time of compression
 )
 def test_idx_file_of_another_format_is_refused(content):
     with pytest.raises(UserError, match=r"a\.gz: expected a gzipped idx file"):

@@ -3,8 +3,10 @@
 import re
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
+from mnist_sweep.tools.evaluate import CHANGES
 from tests.helpers.cli import recorded, tool
 from tests.helpers.trained import run_id, store
 
@@ -32,3 +34,11 @@ def test_evaluate_without_tracking_records_nothing() -> None:
     assert done.returncode == 0, done.stderr
     assert "recorded" not in done.stdout
     assert len(recorded(store())) == before
+
+
+@pytest.mark.parametrize("name", ["shifted", "rotated"])
+def test_moved_images_keep_their_background(name: str) -> None:
+    images = torch.ones(2, 3, 9, 9)
+    _, change, strengths = CHANGES[name]
+    assert torch.allclose(change(images, strengths[-1], [1.0, 1.0, 1.0]), images)
+    assert change(images, strengths[-1], None).amin() == 0
