@@ -193,12 +193,6 @@ def _run_job(job: Job, config: DictConfig, handle: WorkerTrial) -> JobReturn:
             )
 
 
-def log_to_stdout() -> None:
-    """Log to stdout alone, in the format of Hydra's logs."""
-    line = "[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"
-    logging.basicConfig(format=line, level=logging.INFO, stream=sys.stdout, force=True)
-
-
 def _values(job: Job, handle: WorkerTrial, returned: Any) -> list[float]:
     """The objectives: several from the run's summary if it has one, else the returned values.
 
@@ -219,3 +213,9 @@ def _values(job: Job, handle: WorkerTrial, returned: Any) -> list[float]:
     if not all(math.isfinite(value) for value in values):
         raise UserError(f"the objective is not finite: {values}")
     return values
+
+
+def log_to_stdout() -> None:
+    """Log to stdout alone, in the format of Hydra's logs."""
+    line = "[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"
+    logging.basicConfig(format=line, level=logging.INFO, stream=sys.stdout, force=True)

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from mlflow import MlflowClient
 from optuna.trial import FrozenTrial
 
 from tests.helpers.cli import SMALL, cli
-from tests.helpers.engine import end, run, start, states, wait_for
+from tests.helpers.engine import end, output, run, start, states, wait_for
 
 pytestmark = pytest.mark.postgres
 AS_POSTGRES = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
@@ -26,33 +27,57 @@ USER, PASSWORD = "ann", "planted pass/word?x:y"  # of a role that must give its 
 ELSEWHERE = ["unshare", *AS_ROOT, "--uts", "sh", "-c", 'hostname elsewhere && exec "$@"', "sh"]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """URL of an empty server, without the name of a database."""
-    (programs,) = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1:]
-    folder = Path(tempfile.mkdtemp(dir="/tmp"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    if AS_POSTGRES:
-        shutil.chown(folder, "postgres")
+class Server:
+    """An empty server in a folder of its own.
 
-    def call(program: str, *arguments: str) -> None:
-        command = [*AS_POSTGRES, str(programs / program), *arguments]
+    Attributes:
+        url: without the name of a database.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        (self._programs,) = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1:]
+        self._folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        if AS_POSTGRES:
+            shutil.chown(folder, "postgres")
+        self._options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder}"
+        self.url = f"postgresql://postgres@127.0.0.1:{port}"
+        self._call("initdb", "-D", f"{folder}/data", "-U", "postgres", "--auth=trust")
+        access = folder / "data" / "pg_hba.conf"
+        access.write_text(f"host all {USER} 127.0.0.1/32 scram-sha-256\n{access.read_text()}")
+
+    def _call(self, program: str, *arguments: str) -> None:
+        command = [*AS_POSTGRES, str(self._programs / program), *arguments]
         subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL)
 
-    call("initdb", "-D", f"{folder}/data", "-U", "postgres", "--auth=trust")
-    access = folder / "data" / "pg_hba.conf"
-    access.write_text(f"host all {USER} 127.0.0.1/32 scram-sha-256\n{access.read_text()}")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder}"
-    call("pg_ctl", "start", "-w", "-D", f"{folder}/data", "-o", options, "-l", f"{folder}/log")
+    def start(self) -> None:
+        log = str(self._folder / "log")
+        data = f"{self._folder}/data"
+        self._call("pg_ctl", "start", "-w", "-D", data, "-o", self._options, "-l", log)
+
+    def stop(self) -> None:
+        self._call("pg_ctl", "stop", "-m", "immediate", "-D", f"{self._folder}/data")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Server]:
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    server = Server(folder)
+    server.start()
     try:
-        url = f"postgresql://postgres@127.0.0.1:{port}"
-        execute(url, f"CREATE ROLE {USER} SUPERUSER LOGIN PASSWORD '{PASSWORD}'")
-        yield url
+        execute(server.url, f"CREATE ROLE {USER} SUPERUSER LOGIN PASSWORD '{PASSWORD}'")
+        yield server
     finally:
-        call("pg_ctl", "stop", "-m", "immediate", "-D", f"{folder}/data")
+        server.stop()
         shutil.rmtree(folder)
+
+
+@pytest.fixture
+def server(cluster: Server) -> str:
+    """URL of the server, without the name of a database."""
+    return cluster.url
 
 
 @pytest.fixture
@@ -213,3 +238,51 @@ def test_password_reaches_study_and_runs_without_a_url(
     assert states(trials(database)) == {"COMPLETE": 2}
     assert "planted" not in output + dump(database) + dump(f"{server}/{runs}")
     assert secrets_in(store) == []
+
+
+def test_driver_has_one_connection_whatever_the_number_of_workers(
+    server: str, database: str, tmp_path: Path
+) -> None:
+    arguments = ["x=range(0,24)", "sweep.name=s", "sweep.n_jobs=8", "sleep_s=0.3", "epochs=3"]
+    driver = start(*arguments, f"sweep.storage={database}", store=tmp_path)
+    query = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{database.rpartition('/')[2]}'"
+    command = ["psql", "-q", "-A", "-t", f"{server}/postgres", "-c", query]
+    counts = []
+    try:
+        wait_for(lambda: "[2/24]" in output(tmp_path))
+        while driver.poll() is None and "[24/24]" not in output(tmp_path):
+            counts.append(int(subprocess.run(command, check=True, capture_output=True).stdout))
+            time.sleep(0.2)
+        assert driver.wait(60) == 0
+    finally:
+        end(driver)
+    assert counts
+    assert set(counts) == {1}
+
+
+@pytest.mark.parametrize("n_drivers", [1, 2])
+def test_server_that_is_away_for_a_while_costs_nothing(
+    cluster: Server, database: str, tmp_path: Path, n_drivers: int
+) -> None:
+    """Training goes on; reports and results wait."""
+    arguments = ["x=range(0,8)", "sweep.name=s", "sweep.n_jobs=2", "sleep_s=0.3", "epochs=6"]
+    arguments += [f"sweep.storage={database}", f"events={tmp_path}/events"]
+    drivers = [start(*arguments, store=tmp_path / str(i)) for i in range(n_drivers)]
+    events = tmp_path / "events"
+    try:
+        wait_for(lambda: "[2/8]" in output(tmp_path / "0"))
+        cluster.stop()
+        try:
+            before = events.read_text().count("end")
+            wait_for(lambda: events.read_text().count("end") > before, 20)
+            time.sleep(6)
+        finally:
+            cluster.start()
+        assert [driver.wait(60) for driver in drivers] == [0] * n_drivers
+    finally:
+        for driver in drivers:
+            end(driver)
+    found = trials(database)
+    assert states(found) == {"COMPLETE": 8}
+    assert all(len(t.intermediate_values) == 6 for t in found), "no report is lost"
+    assert "waiting for the database of the study" in output(tmp_path / "0")
