@@ -17,6 +17,7 @@ from benchmarks.measure import Row
 # Part -> module, imported when the part runs: torch in this process would slow down earlier parts.
 PARTS = {"startup": "run_cost", "memory": "run_cost", "training": "training_speed"}
 PARTS |= {"fast99": "fast99", "tracking": "sweep_cost", "sweep": "sweep_cost"}
+PARTS |= {"engine": "sweep_cost"}
 PARTS |= {"report": "sweep_cost", "peers": "peers"}
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 

@@ -31,6 +31,29 @@ def sweep(folder: Path, *, quick: bool) -> Iterator[Row]:
     yield from at_once(folder / "at_once", quick=quick)
 
 
+def engine(folder: Path, *, quick: bool) -> Iterator[Row]:
+    """Trials that train nothing: how many in a second, and how well trials of a second fill 8 workers."""
+    for n_jobs in (1, 2, 4, 8):
+        n = 20 if quick else 200
+        seconds = idle_seconds(folder / str(n_jobs), n, n_jobs)
+        yield Row(f"engine: trials a second, {n_jobs} workers", "1/s", n / seconds)
+    n = 16 if quick else 400
+    seconds = idle_seconds(folder / "waiting", n, 8, f"trainer.max_minutes={1 / 60}")
+    name = f"engine: {n} trials of 1 s on 8 workers, against the ideal"
+    yield Row(name, "s", seconds, n / 8, target=1.14)
+
+
+def idle_seconds(store: Path, n_trials: int, n_jobs: int, *arguments: str) -> float:
+    """Return the seconds of a random search from its first start of a trial to its last end."""
+    space = ("trainer.label_smoothing=interval(0,0.5)", "search=random", "pruner=none")
+    settings = ("space=none", "tracking=none", *SMALL[:1], "sweep.report=false", "sweep.name=s")
+    size = (f"sweep.n_trials={n_trials}", f"sweep.n_jobs={n_jobs}", f"store={store}")
+    run_command("-m", *space, *settings, *size, *arguments, program=IDLE_TASK)
+    trials = get_trials(store)
+    first = min(trial.datetime_start for trial in trials)
+    return float((max(trial.datetime_complete for trial in trials) - first).total_seconds())
+
+
 def long_grid(n: int, store: Path) -> Row:
     """Compare the engine's time for the nth trial of a grid with that for the tenth.
 
