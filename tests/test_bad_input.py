@@ -235,8 +235,8 @@ RUNS: list[Row] = [
 ]
 # Refused before a sweep creates anything.
 SWEEPS: list[Row] = [
-    ("", "nothing varies", "expected several values"),
-    ("model=vgg", "nothing varies", "a single run needs no -m"),
+    ("search=tpe space=none", "nothing varies", "expected an interval"),
+    ("search=random space=none model=vgg", "nothing varies", "several values"),
     ("seed=0,0", "seed=0,0", "appears twice"),
     ("seed=1,true", "seed=True", "Integer"),
     ("model=simple,simple", "model=simple,simple", "appears twice"),

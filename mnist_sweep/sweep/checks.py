@@ -43,10 +43,10 @@ def check_settings(config: DictConfig) -> None:
 def check_space(space: Space, config: DictConfig, loader: ConfigLoader) -> None:
     """Check that the parameters can vary as they are meant to."""
     settings = config.sweep
-    if not space.distributions:
+    if not space.distributions and settings.sampler is not None:
         raise UserError(
-            "nothing varies in this sweep: expected several values (key=a,b), an interval "
-            "(key=interval(a,b)) or a search; a single run needs no -m"
+            "nothing varies in this search: expected an interval (key=interval(a,b)) or several "
+            "values (key=a,b)"
         )
     for name, distribution in space.distributions.items():
         options = loader.get_group_options(name)

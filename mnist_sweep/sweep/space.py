@@ -182,6 +182,8 @@ def _distribution(override: Override) -> BaseDistribution:
         raise UserError(f"{line}: expected {FORMS}")
     if override.is_choice_sweep():
         options = choices(override)
+        if not options:
+            raise UserError(f"{line}: expected {FORMS}")
         for option in options:
             refuse_secret(override.get_key_element(), str(option))
         if len(set(options)) < len(options):

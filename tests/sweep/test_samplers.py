@@ -42,15 +42,15 @@ def test_sampler_that_unpickles_needs_its_own_storage_or_trust(
 ) -> None:
     monkeypatch.setenv("MNIST_SWEEP_TRUST", f"{__name__}.*")
     with pytest.raises(UserError, match=r"sweep\.storage=.*set sweep\.trust=true"):
-        samplers.check(settings(sampler=sampler))
-    samplers.check(settings(sampler=sampler, trust=True))
-    samplers.check(settings(sampler=sampler, storage=None))
+        samplers.check_trust(settings(sampler=sampler))
+    samplers.check_trust(settings(sampler=sampler, trust=True))
+    samplers.check_trust(settings(sampler=sampler, storage=None))
 
 
 def test_other_samplers_need_no_trust() -> None:
     for name in ("TPESampler", "RandomSampler", "GPSampler", "NSGAIISampler", "NSGAIIISampler"):
-        samplers.check(settings(sampler={"_target_": f"optuna.samplers.{name}"}))
-    samplers.check(settings(sampler=None))
+        samplers.check_trust(settings(sampler={"_target_": f"optuna.samplers.{name}"}))
+    samplers.check_trust(settings(sampler=None))
 
 
 def test_pickle_in_a_shared_database_is_not_loaded(fresh: Path, tmp_path: Path) -> None:

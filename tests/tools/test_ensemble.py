@@ -133,7 +133,7 @@ def test_without_shared_validation_images_all_weights_are_one(
         ([], "expected either sweep=<name> or runs=<run id>,<run id>"),
         (["sweep=s", "rounds=0"], "rounds=0: expected a number above 0"),
         (['sweep=it\'s "x"'], 'sweep=it\'s "x": expected a name without both kinds of quotes'),
-        (["sweep=s", "model_name="], "model_name=: expected the name of a registered model"),
+        (["sweep=s", "model_name="], "model_name=: expected a text that is not empty"),
         (["sweep=s", "model_name=a/b"], "model_name=a/b: expected the name of a registered model"),
         (["runs=a'b,c\"d"], "runs=a'b,c\"d: "),
         (["sweep=it's, not"], "sweep=it's, not names 0 finished runs"),
