@@ -21,6 +21,7 @@ from omegaconf import DictConfig, open_dict
 
 from mnist_sweep.common import signals
 from mnist_sweep.common.errors import UserError
+from mnist_sweep.sweep.composer import Composer
 from mnist_sweep.sweep.hydra_internals import job_error
 from mnist_sweep.sweep.trial import CURRENT, Trial
 
@@ -65,7 +66,11 @@ class Coordinator(Protocol):
 
 
 class Job:
-    """What all trials of a sweep have in common."""
+    """What all trials of a sweep have in common.
+
+    Args:
+        loader: of the sweep's own copy of the configuration.
+    """
 
     def __init__(
         self,
@@ -79,7 +84,7 @@ class Job:
         tags: Mapping[str, str],
     ) -> None:
         self.task_function, self.hydra_context, self.config = task_function, hydra_context, config
-        self.loader = loader  # of the sweep's own copy of the configuration
+        self.composer = Composer(loader, config)
         self.directory, self.metrics, self.tags = directory, metrics, tags
 
     def __getstate__(self) -> dict[str, Any]:
@@ -96,7 +101,7 @@ class Job:
         self.__dict__.update(state)
 
     def compose(self, assignment: Assignment) -> DictConfig:
-        config = self.loader.load_sweep_config(self.config, assignment.overrides)
+        config = self.composer.compose(assignment.overrides)
         with open_dict(config):
             config.hydra.job.id = f"{self.config.sweep.name}-{assignment.number}"
             config.hydra.job.num = assignment.number
