@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -63,6 +64,7 @@ def _environment() -> Iterator[None]:
         patch.setenv("HYDRA_FULL_ERROR", "1")
         yield
     GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
 
 
 @few

@@ -89,8 +89,7 @@ def run_tool(name: str, arguments: Sequence[str], program: Sequence[str]) -> Non
         print(OmegaConf.to_yaml(shown), end="")
         return
     check_settings(cfg)
-    # the name of a file may be anything
-    if found := [problem for problem in problems(cfg) if not problem.startswith("files")]:
+    if found := [problem for problem in problems(cfg) if not _is_name_of_a_file(problem)]:
         raise UserError("; ".join(map(_with_alias, found)))
     _log_to_stdout()
     module = importlib.import_module(f"mnist_sweep.tools.{tool.module}")
@@ -158,6 +157,11 @@ def compose_config(
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(explain(error)) from error
     return cfg, choices
+
+
+def _is_name_of_a_file(problem: str) -> bool:
+    """Whether a problem is that the name of a file to read is not UTF-8, which it need not be."""
+    return problem.startswith("files") and problem.endswith("expected text in UTF-8")
 
 
 def _with_alias(problem: str) -> str:
