@@ -101,6 +101,14 @@ def numbers_in(node: Any) -> Iterator[float]:
         yield node
 
 
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URL of a database with its tables."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('any')}/optuna.db"
+    storage.create_study(url, 60, "first", ["maximize"])
+    return url
+
+
 counts = st.one_of(st.none(), st.integers(-3, 40), st.integers())
 shares = st.one_of(st.none(), floats, st.floats(-1, 2, allow_subnormal=False))
 sweep_settings = st.fixed_dictionaries(
@@ -127,7 +135,7 @@ sweep_settings = st.fixed_dictionaries(
 
 @many
 @given(sweep_settings)
-def test_settings_of_a_sweep_are_refused_or_work(changed: dict[str, object]) -> None:
+def test_settings_of_a_sweep_are_refused_or_work(database: str, changed: dict[str, object]) -> None:
     cfg = BASE.copy()
     for key, value in changed.items():
         try:
@@ -141,13 +149,14 @@ def test_settings_of_a_sweep_are_refused_or_work(changed: dict[str, object]) -> 
         checks.rehearse(parse(plan, ["x=interval(0,1)"]), cfg, ["maximize"])
     except UserError:
         return
-    database = storage.open_storage("sqlite://", plan.grace_s, create=True)
+    opened = storage.open_storage(database, plan.grace_s)
     sampler, pruner = samplers.make_sampler(plan), samplers.make_pruner(plan)
-    study = optuna.create_study(storage=database, sampler=sampler, pruner=pruner)
+    study = optuna.create_study(storage=opened, sampler=sampler, pruner=pruner)
     trial = study.ask()
     trial.report(trial.suggest_float("x", 0, 1), 1)
     trial.should_prune()
-    storage.reap(study, plan)
+    storage.reap(study, study.trials, plan)
+    opened.engine.dispose()
     for key in ("n_trials", "n_jobs", "top_k", "trial_timeout_s"):
         assert plan[key] is None or plan[key] > 0
     assert math.isfinite(plan.max_failure_rate)
