@@ -109,3 +109,13 @@ def test_workers_import_neither_optuna_nor_sqlalchemy(store: Path) -> None:
     started = [line for line in events(store) if line.startswith("start")]
     assert len(started) == 2
     assert all(line.endswith("imported=") for line in started), started
+
+
+def test_forked_workers_draw_different_random_numbers(store: Path) -> None:
+    arguments = ("x=1,2", "sleep_s=2", "sweep.n_jobs=2", "+sweep.preload=[numpy]", "sweep.name=r")
+    code, out = engine.run(*arguments, f"events={store}/events", store=store)
+    assert code == 0, out
+    started = [line.split() for line in events(store) if "start" in line]
+    workers, drawn = ({words[i] for words in started} for i in (2, 5))
+    assert len(workers) == len(drawn) == 2
+    assert "drawn=None" not in drawn

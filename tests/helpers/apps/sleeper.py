@@ -46,7 +46,9 @@ def note(cfg: DictConfig, event: str) -> None:
             gpu, threads = map(os.environ.get, ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"))
             imported = ",".join({"optuna", "sqlalchemy"} & sys.modules.keys())
             line = f"{event} x={cfg.x} pid={os.getpid()} gpu={gpu} threads={threads}"
-            events.write(f"{line} imported={imported}\n")
+            numpy = sys.modules.get("numpy")
+            drawn = None if numpy is None else numpy.random.random()
+            events.write(f"{line} drawn={drawn} imported={imported}\n")
 
 
 if __name__ == "__main__":
