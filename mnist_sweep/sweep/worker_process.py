@@ -72,8 +72,10 @@ def main(
         os.dup2(output.fileno(), sys.stdout.fileno())
         os.dup2(output.fileno(), sys.stderr.fileno())
     os.environ.update(environment)
-    if "numpy" in sys.modules:  # otherwise all forks of the server would draw the same numbers
-        sys.modules["numpy"].random.seed()
+    if (
+        "numpy.random" in sys.modules
+    ):  # otherwise all forks of the server would draw the same numbers
+        sys.modules["numpy.random"].seed()
     threading.Thread(target=_end_with_driver, args=(lifeline,), daemon=True).start()
     job, singletons = cloudpickle.loads(payload)
     setup_globals()

@@ -112,7 +112,13 @@ def test_workers_import_neither_optuna_nor_sqlalchemy(store: Path) -> None:
 
 
 def test_forked_workers_draw_different_random_numbers(store: Path) -> None:
-    arguments = ("x=1,2", "sleep_s=2", "sweep.n_jobs=2", "+sweep.preload=[numpy]", "sweep.name=r")
+    arguments = (
+        "x=1,2",
+        "sleep_s=2",
+        "sweep.n_jobs=2",
+        "+sweep.preload=[numpy.random]",
+        "sweep.name=r",
+    )
     code, out = engine.run(*arguments, f"events={store}/events", store=store)
     assert code == 0, out
     started = [line.split() for line in events(store) if "start" in line]
