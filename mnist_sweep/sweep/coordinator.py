@@ -43,6 +43,7 @@ class Coordinator:
         trials: of the study, as of the last look.
         stop_reason: why the sweep stops early; None: it does not.
         is_over: whether there are no more trials to give out.
+        error: what made it stop, if that is no fault of a trial.
     """
 
     def __init__(self, study: optuna.Study, plan: Plan, config: DictConfig) -> None:
@@ -50,18 +51,17 @@ class Coordinator:
         self.trials: list[FrozenTrial] = []
         self.stop_reason: str | None = None
         self.is_over = False
+        self.error: BaseException | None = None
+        self._n_duplicates = 0  # in a row
         self._running: dict[int, optuna.Trial] = {}
         self._beat_at = time.monotonic()
 
     def look(self) -> list[FrozenTrial]:
-        """Read the trials, and stop if too many have failed or are duplicates."""
+        """Read the trials, and stop if too many have failed."""
         self.trials, plan = get_trials(self.study), self.plan
         n_failed = len(plan.failed(self.trials))
         if n_failed > plan.settings.max_failure_rate * plan.n_trials:
             self.stop(f"{n_failed} trials failed (sweep.max_failure_rate)")
-        recent = [t.user_attrs.get(storage.REPLACED) for t in self.trials[-MAX_DUPLICATES:]]
-        if recent == [storage.DUPLICATE] * MAX_DUPLICATES:
-            self.stop(f"the last {MAX_DUPLICATES} points were duplicates")
         return self.trials
 
     def stop(self, why: str) -> None:
@@ -91,10 +91,9 @@ class Coordinator:
             lock = plan.directory / "grid.lock"
             storage.enqueue_grid(self.study, plan.grid, plan.failed_before, lock)
             trials = self.look()
-        trial = self.study.ask()
-        if self._is_surplus(trial, trials):
-            self._discard(trial, storage.SURPLUS)
-            return self.next(worker)
+        trial = self._ask(trials)
+        if trial is None:
+            return None
         record_heartbeat(trial)  # at once: a trial without a heartbeat never counts as dead
         owner = {**worker, "driver": plan.driver, "invocation": plan.invocation}
         trial.set_user_attr(storage.WORKER, owner)
@@ -106,13 +105,42 @@ class Coordinator:
             return None
         if settings.duplicates == "skip" and self._was_tried(trial, trials):
             self._discard(trial, storage.DUPLICATE)
+            self._n_duplicates += 1
+            if self._n_duplicates >= MAX_DUPLICATES:
+                self.stop(f"the last {MAX_DUPLICATES} points were duplicates")
             return self.next(worker)
+        self._n_duplicates = 0
         directory = str(plan.directory / str(trial.number))
         trial.set_user_attr(storage.DIRECTORY, directory)
         self._running[trial.number] = trial
         overrides = [*plan.space.fixed, *(f"{name}={value}" for name, value in point.items())]
         resume = trial.user_attrs.get(storage.RESUME)
         return Assignment(trial.number, point, overrides, resume)
+
+    def _ask(self, before: list[FrozenTrial]) -> optuna.Trial | None:
+        """Ask for a trial.
+
+        Args:
+            before: the trials so far.
+
+        Returns:
+            None if others use up the budget, or if the sampler fails, which FAILs the trial.
+        """
+        try:
+            trial = self.study.ask()
+        except Exception as error:
+            log.exception("the sampler failed")
+            for frozen_trial in self.look()[len(before) :]:
+                is_running = frozen_trial.state is TrialState.RUNNING
+                if is_running and storage.WORKER not in frozen_trial.user_attrs:
+                    storage.fail(
+                        self.study, frozen_trial, f"{type(error).__name__}: {error}"[:2000]
+                    )
+            return None
+        if self._is_surplus(trial, before):
+            self._discard(trial, storage.SURPLUS)
+            return None
+        return trial
 
     def _discard(self, trial: optuna.Trial, why: str) -> None:
         trial.set_user_attr(storage.REPLACED, why)
@@ -156,7 +184,7 @@ class Coordinator:
 
     def tell(self, number: int, result: Result) -> None:
         """Record the end of a trial that was not interrupted."""
-        if (trial := self._running.pop(number, None)) is None:
+        if (trial := self._running.get(number)) is None:
             return
         with suppress(UpdateFinishedTrialError):  # another host took this one for dead
             if result.summary:
@@ -167,6 +195,7 @@ class Coordinator:
                 self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
             else:
                 self.study.tell(trial, result.values, skip_if_finished=True)
+        del self._running[number]
 
     def fail(self, number: int, why: str) -> None:
         if (trial := self._running.pop(number, None)) is not None:
@@ -206,6 +235,15 @@ class CoordinatorThread(threading.Thread):
         future: Future[T] = Future()
         self._calls.put((future, lambda: function(*args, **kwargs)))
         return future
+
+    def post(self, function: Callable[..., Any], *args: Any) -> None:
+        """Call a method of the coordinator without waiting for it. Its error ends the sweep."""
+        self.call(function, *args).add_done_callback(self._note_error)
+
+    def _note_error(self, future: "Future[Any]") -> None:
+        if (error := future.exception()) is not None:
+            self.coordinator.error = self.coordinator.error or error
+            self.coordinator.stop(f"{type(error).__name__}: {error}")
 
     def run(self) -> None:
         look_at = time.monotonic()
@@ -283,21 +321,23 @@ class Channel:
         if number is None:  # interrupted after it had told its result
             return self._timed_out
         if not result.interrupted:
-            self.thread.call(self.coordinator.tell, number, result)
+            self.thread.post(self.coordinator.tell, number, result)
             return True
         if self._timed_out:
-            self.thread.call(self.coordinator.fail, number, self._timeout_text())
+            self.thread.post(self.coordinator.fail, number, self._timeout_text())
             return True
+        if self.worker == self.coordinator.plan.driver:  # with hydra/launcher=basic
+            self.coordinator.stop(storage.INTERRUPTED)
         # Ctrl-C may reach the worker before the driver
         storage.wait_until(lambda: self.coordinator.stop_reason is not None, MARK_S)
-        self.thread.call(self.coordinator.release, number)
+        self.thread.post(self.coordinator.release, number)
         return False
 
     def died(self) -> None:
         """The worker's process has ended."""
         number, self._number = self._number, None
         if number is not None:
-            self.thread.call(self.coordinator.release, number)
+            self.thread.post(self.coordinator.release, number)
 
     def interrupt(self) -> None:
         """Interrupt the trial, if there is one."""

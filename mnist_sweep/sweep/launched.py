@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import threading
+from contextlib import suppress
 
 import optuna
 from omegaconf import DictConfig
@@ -17,6 +18,8 @@ from mnist_sweep.sweep.plan import Plan
 from mnist_sweep.sweep.worker import Job, run_trials
 
 log = logging.getLogger(__name__)
+
+SETTLE_S = 4  # to record how the last trial ended
 
 
 class LaunchedWorker:
@@ -55,16 +58,19 @@ class LaunchedWorker:
         finally:
             with signals.ignored():
                 over.set()
-                guard.join()
-                thread.close()
+                guard.join(SETTLE_S)
+                if not thread.close(SETTLE_S):  # the database is away
+                    storage.give_up(study)
 
     def _guard(self, study: optuna.Study, channel: Channel, over: threading.Event) -> None:
         """Interrupt the trial if the sweep is interrupted, the driver dies or the time is up."""
-        coordinator = channel.coordinator
+        coordinator, is_interrupted = channel.coordinator, False
         while not over.wait(LOOK_S):
             channel.check_time()
             mark = channel.thread.call(storage.is_interrupted, study, self.plan.invocation)
-            if mark.result() or processes.is_dead(self.plan.driver):
+            with suppress(TimeoutError):  # the database is away
+                is_interrupted = mark.result(LOOK_S)
+            if is_interrupted or processes.is_dead(self.plan.driver):
                 coordinator.stop(storage.INTERRUPTED)
                 channel.interrupt()
                 return

@@ -402,7 +402,7 @@ def enqueue_grid(
 
     It queues a few at a time, because Optuna reads every queued trial anew at each look. The file
     lock keeps workers from queueing the same points. Hosts without a common lock file are covered
-    by `Worker._is_surplus`.
+    by `Coordinator._is_surplus`.
     """
     with FileLock(lock, timeout=LOCK_TIMEOUT_S):
         trials = get_trials(study)

@@ -129,7 +129,7 @@ class WorkerTrial(Trial):
         return self.pruned
 
     def finish(self, summary: Mapping[str, float]) -> None:
-        self.summary = dict(summary)
+        self.summary = {name: float(value) for name, value in summary.items()}
 
 
 def run_trials(job: Job, coordinator: Coordinator) -> int:

@@ -55,7 +55,8 @@ def run_workers(
     """
     context: Any = multiprocessing.get_context(start_method)
     if start_method == "forkserver":
-        context.set_forkserver_preload(["__main__", *preload, worker_process.__name__])
+        own = [worker_process.__name__, "mnist_sweep.sweep.fork_server"]
+        context.set_forkserver_preload(["__main__", *preload, *own])
     setup_globals()
     log_dir = job.directory / ".workers"
     make_folder(log_dir)
@@ -68,9 +69,9 @@ def run_workers(
     try:
         for slot in slots:
             slot.start()
-        while any(slot.is_alive() for slot in slots):
-            for slot in slots:
-                slot.join(POLL_S)
+        for slot in slots:
+            while not slot.over.wait(POLL_S):
+                pass
     except (KeyboardInterrupt, SystemExit):
         thread.coordinator.stop(INTERRUPTED)
         raise
@@ -79,9 +80,9 @@ def run_workers(
             _end(slots)
             held.close()
             lifeline.close()
-    for slot in slots:
-        if slot.error is not None:
-            raise slot.error
+    errors = [thread.coordinator.error, *(slot.error for slot in slots)]
+    for error in filter(None, errors):
+        raise error
 
 
 def _start(
@@ -126,22 +127,35 @@ class _Slot(threading.Thread):
         self.index, self.thread, self.restarts = index, thread, restarts
         self._start_process, self._log = start_process, log_dir / f"{index}.log"
         self.process: BaseProcess | None = None
-        self.error: BaseException | None = None  # of the coordinator
+        self.error: BaseException | None = None  # of the coordinator, or of starting a process
+        # set at the end; join() and is_alive() are wrong after a signal has interrupted a join()
+        self.over = threading.Event()
 
     def run(self) -> None:
+        try:
+            self._run()
+        except BaseException as error:
+            self.error = error
+            self.thread.coordinator.stop(f"{type(error).__name__}: {error}")
+        finally:
+            self.over.set()
+
+    def _run(self) -> None:
         failures = 0
         while not self.thread.coordinator.is_over and failures <= self.restarts:
             started_at = time.monotonic()
             with self.lock:
                 self.process, connection = self._start_process(self._log)
+            channel = self._channel(self.process)
             try:
                 with connection:
-                    self._serve(self.process, connection)
-            except BaseException as error:
-                self.error = error
-                self.thread.coordinator.stop(f"{type(error).__name__}: {error}")
+                    self._serve(self.process, connection, channel)
+            except BaseException:
                 self.process.kill()
-            self.process.join()
+                raise
+            finally:
+                self.process.join()
+                channel.died()
             if self.process.exitcode == 0:
                 return
             failures = failures + 1 if time.monotonic() - started_at < SHORT_LIFE_S else 0
@@ -151,44 +165,60 @@ class _Slot(threading.Thread):
                     "worker %d died (exit code %s)%s", self.index, self.process.exitcode, tail
                 )
 
-    def _serve(self, process: BaseProcess, connection: Connection) -> None:
-        """Answer the worker until its process ends."""
+    def _channel(self, process: BaseProcess) -> Channel:
         assert process.pid is not None
-        channel = Channel(
-            self.thread,
-            processes.process_identity(process.pid),
-            interrupt=partial(os.kill, process.pid, signal.SIGINT),
-            end=process.kill,
-        )
+
+        def interrupt() -> None:
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(process.pid, signal.SIGINT)  # type: ignore[arg-type]
+
+        worker = processes.process_identity(process.pid)
+        return Channel(self.thread, worker, interrupt=interrupt, end=process.kill)
+
+    def _serve(self, process: BaseProcess, connection: Connection, channel: Channel) -> None:
+        """Answer the worker until its process ends."""
         while True:
-            ready = wait([connection, process.sentinel], POLL_S)
-            if connection in ready:
+            channel.check_time()
+            question = None
+            if connection in wait([connection, process.sentinel], POLL_S):
                 try:
-                    method, args, kwargs = connection.recv()
-                    connection.send(getattr(channel, method)(*args, **kwargs))
-                    continue
+                    question = connection.recv()
                 except (EOFError, OSError):  # it has ended, or died in the middle of a message
                     process.join(END_S)
+            if question is not None:
+                answer = _answer(channel, *question)
+                with suppress(OSError):  # it died meanwhile
+                    connection.send(answer)
             # a process that it started may hold the pipe, and keep its end from us
-            if not process.is_alive():
-                channel.died()
+            elif not process.is_alive():
                 return
-            channel.check_time()
+
+
+def _answer(
+    channel: Channel, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Any, Exception | None]:
+    """Return the answer to a worker. A report that cannot be recorded is the task's own error."""
+    try:
+        return getattr(channel, method)(*args, **kwargs), None
+    except Exception as error:
+        if method != "report":
+            raise
+        return None, error
 
 
 def _end(slots: Sequence[_Slot]) -> None:
-    alive = [s.process for s in slots if s.process is not None and s.is_alive()]
+    started = [slot for slot in slots if slot.ident is not None]
+    alive = [s.process for s in started if s.process is not None and not s.over.is_set()]
     for process in alive:
         with suppress(ProcessLookupError):
             process.terminate()
-    deadline = time.monotonic() + END_S
-    for slot in slots:
-        slot.join(max(0.0, deadline - time.monotonic()))
-    for process in alive:
-        if process.is_alive():
-            process.kill()
-    for slot in slots:
-        slot.join(POLL_S)
+    for seconds in (END_S, POLL_S):
+        deadline = time.monotonic() + seconds
+        for slot in started:
+            slot.over.wait(max(0.0, deadline - time.monotonic()))
+        for process in alive:
+            if process.is_alive():
+                process.kill()
 
 
 def _tail(path: Path) -> str:

@@ -48,9 +48,12 @@ class RemoteCoordinator:
         try:
             with signals.Deferred().installed():
                 self.connection.send((method, args, kwargs))
-                return self.connection.recv()
-        except (EOFError, OSError) as error:
-            raise SystemExit("the driver has died") from error
+                answer, error = self.connection.recv()
+        except (EOFError, OSError) as lost:
+            raise SystemExit("the driver has died") from lost
+        if error is not None:
+            raise error
+        return answer
 
 
 def main(
@@ -68,6 +71,7 @@ def main(
         environment: variables to set.
         log_path: file that receives stdout and stderr.
     """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the server ignores it
     with open(log_path, "a", buffering=1) as output:
         os.dup2(output.fileno(), sys.stdout.fileno())
         os.dup2(output.fileno(), sys.stderr.fileno())

@@ -125,3 +125,25 @@ def test_forked_workers_draw_different_random_numbers(store: Path) -> None:
     workers, drawn = ({words[i] for words in started} for i in (2, 5))
     assert len(workers) == len(drawn) == 2
     assert "drawn=None" not in drawn
+
+
+def test_sigterm_to_the_driver_leaves_no_trial_running(store: Path) -> None:
+    """The worker needs a second to obey, because the signal reaches only the driver."""
+    driver = start("x=1,2", "sleep_s=0.2", "epochs=50", "sweep.name=k", store=store)
+    try:
+        wait_for(lambda: running(store))
+        driver.send_signal(signal.SIGTERM)
+        driver.wait(20)
+    finally:
+        end(driver)
+    assert states(trials(store, "k"))["interrupted"] == 1
+    assert not any("deaths" in t.user_attrs for t in trials(store, "k"))
+    assert not [t for t in trials(store, "k") if t.state is TrialState.RUNNING]
+
+
+def test_time_limit_holds_for_a_trial_that_reports_all_the_time(store: Path) -> None:
+    arguments = ("x=1", "sleep_s=0.1", "epochs=100", "sweep.trial_timeout_s=2", "sweep.name=t")
+    code, out = engine.run(*arguments, store=store)
+    assert code == 1, out
+    (trial,) = trials(store, "t")
+    assert "trial_timeout_s=2" in trial.user_attrs["error"]
