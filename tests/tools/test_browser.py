@@ -50,7 +50,9 @@ def test_report_draws_charts_and_sorts_without_a_server(swept: Path, scheme: str
     with open_page(scheme=scheme) as (page, watcher):
         page.goto((swept / "outputs" / "seen" / "report" / "report.html").as_uri())
         page.wait_for_selector("body[data-drawn]")
-        expect(page.locator("#verdict p").first).to_contain_text("model=simple has the best val/accuracy")
+        expect(page.locator("#verdict p").first).to_contain_text(
+            "model=simple has the best val/accuracy"
+        )
         expect(page.locator("#verdict")).to_contain_text("Welch's t-test over 2 and 2 seeds")
         charts = page.locator(".chart")
         assert charts.count() >= 6
