@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import mnist_sweep.common.build  # noqa: F401  reads whom the user trusts, before a job sets variables
 from mnist_sweep import __version__, config
 from mnist_sweep.common.config_errors import explain
 from mnist_sweep.common.configs import is_under
@@ -37,7 +38,14 @@ gc.set_threshold(10_000)
 # Read before `main` sets the variable for its own purpose.
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 # what Hydra itself may instantiate from the configuration
-HYDRA_TARGETS = ("mnist_sweep.*", "hydra.*", "hydra_plugins.*", "logging.*")
+HYDRA_TARGETS = (
+    *(
+        "mnist_sweep.callbacks.*",
+        "mnist_sweep.tracking.callback.*",
+        "mnist_sweep.report.callback.*",
+    ),
+    *("mnist_sweep.sweep.plugin.*", "hydra.*", "hydra_plugins.*", "logging.*"),
+)
 COMPOSED = threading.Event()  # set when a task starts: its configuration was composed
 
 

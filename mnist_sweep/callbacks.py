@@ -40,14 +40,21 @@ class RefuseSecrets(Callback):
 class DiscardFailedStart(Callback):
     """Makes the output directory of a run, and removes it if the run exits with code 2 before training."""
 
+    directory: Path | None = None
+
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        directory = Path(config.hydra.run.dir).absolute()
+        try:
+            directory = Path(config.hydra.run.dir).absolute()
+        except OmegaConfBaseException:  # Hydra words it next
+            return
         self.directory = directory
         self.created = [p for p in (directory, *directory.parents) if not p.exists()]
         with suppress(OSError):  # Hydra itself fails next, with an error instead of a warning
             make_folder(directory)
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        if self.directory is None:
+            return
         error = job_error(kwargs["job_return"])
         failed = isinstance(error, SystemExit) and error.code == 2
         left = {path.name for path in self.directory.glob("*")}

@@ -122,3 +122,30 @@ def test_simple_reaches_98_percent_in_one_epoch(store: Path) -> None:
     (run,) = recorded(store)
     assert run.data.metrics["val/accuracy"] >= 0.98
     assert run.inputs.dataset_inputs[0].dataset.name == "mnist"
+
+
+HOSTILE = {
+    "a callback that loads a pickle": (
+        "hydra: {callbacks: {evil: {_target_: mnist_sweep.tracking.queries.load_pickle, folder: x}}}",
+        "not in the Hydra execution whitelist",
+    ),
+    "a variable that trusts the configuration": (
+        "hydra: {job: {env_set: {MNIST_SWEEP_TRUST: mnist_sweep.*}}}\n"
+        "model: {_target_: mnist_sweep.tracking.queries.load_pickle, folder: x}",
+        "this code is not trusted",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_configuration_of_a_stranger_runs_only_trusted_code(
+    case: str, tmp_path: Path, fresh: Path
+) -> None:
+    content, expected = HOSTILE[case]
+    (tmp_path / "experiment").mkdir()
+    file = tmp_path / "experiment" / "evil.yaml"
+    file.write_text(f"# @package _global_\ndefaults: [{{override /model: null}}]\n{content}\n")
+    done = cli(f"--config-dir={tmp_path}", "experiment=evil", "data=mnist5k", store=fresh)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr

@@ -24,6 +24,8 @@ TRUSTED_FUNCTIONS = (
     *(f"mnist_sweep.data.{s}" for s in ("embedded_mnist", "emnist", "idx_files", "image_folder")),
     *("mnist_sweep.sources.emnist", "mnist_sweep.sources.image_folder"),
 )
+# Read at import: a configuration can set variables for its job, and must not trust itself.
+TRUSTED_BY_USER = tuple(filter(None, os.environ.get("MNIST_SWEEP_TRUST", "").split(",")))
 
 
 def build(node: DictConfig, *args: Any, **kwargs: Any) -> Any:
@@ -49,7 +51,7 @@ def build(node: DictConfig, *args: Any, **kwargs: Any) -> Any:
 def bind(node: DictConfig) -> "partial[Any]":
     """Return the `_target_` of `node` with its arguments bound. Raises UserError like `build`."""
     targets(node)  # Hydra calls the inner ones
-    trusted = (*TRUSTED_CLASSES, *TRUSTED_FUNCTIONS, *_trusted_by_user())
+    trusted = (*TRUSTED_CLASSES, *TRUSTED_FUNCTIONS, *TRUSTED_BY_USER)
     try:
         bound = instantiate(node, _partial_=True, _convert_="all", _execution_whitelist_=trusted)
         assert isinstance(bound, partial)
@@ -87,7 +89,7 @@ def _target_names(node: Any) -> Iterator[str]:
 
 def _locate(name: str) -> Any:
     """Return what a target names. Its parent modules are trusted, so importing them is safe."""
-    by_user = _matches(name, _trusted_by_user())
+    by_user = _matches(name, TRUSTED_BY_USER)
     is_public = not any(part.startswith("_") for part in name.split("."))
     if not by_user and not (is_public and _matches(name, (*TRUSTED_CLASSES, *TRUSTED_FUNCTIONS))):
         package = name.split(".", maxsplit=1)[0]
@@ -111,10 +113,6 @@ def _is_builder(name: str) -> bool:
     from torchvision.models import list_models
 
     return name.rpartition(".")[2] in list_models()
-
-
-def _trusted_by_user() -> tuple[str, ...]:
-    return tuple(filter(None, os.environ.get("MNIST_SWEEP_TRUST", "").split(",")))
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -10,7 +10,7 @@ import logging
 import socket
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -108,6 +108,7 @@ def read_verified(
         return ", ".join(f"{name} (md5 {md5[name]})" for name in absent)
 
     if (files := missing()) and torchvision_class:
+        created = [path for path in (directory, *directory.parents) if not path.exists()]
         try:
             directory.mkdir(parents=True, exist_ok=True)
             (directory / ".writable").touch()
@@ -116,7 +117,10 @@ def read_verified(
             raise UserError(
                 f"cannot write to data.root={root} ({error.strerror}), and {directory} lacks {files}"
             ) from error
-        _download(root, torchvision_class, options)
+        try:
+            _download(root, torchvision_class, options)
+        finally:
+            _remove_empty(created)  # after a failed download
     if files := missing():
         raise DataMissingError(f"{directory} lacks {files}; put them there, or set data.root")
     for name, expected in md5.items():
@@ -128,6 +132,13 @@ def read_verified(
                 "download it again"
             )
         yield directory / name, content
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders that are empty, the innermost first."""
+    for folder in folders:
+        if folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def parse_idx(content: bytes, path: Path | str) -> NDArray[Any]:

@@ -32,6 +32,5 @@ def load_study(url: str, name: str) -> optuna.Study:
         )
     check_name(chosen)  # it names the folder of the report, and others may write to the database
     study = optuna.load_study(study_name=chosen, storage=storage)
-    if results.ABOUT not in study.user_attrs:
-        raise UserError(f"sweep={name}: mnist_sweep did not create this study")
+    results.About.of(study)
     return study

@@ -56,7 +56,7 @@ class SweepConfig:
     # database URL without a password; null: SQLite under `store`
     storage: Annotated[str | None, NOT_EMPTY] = None
     # let a sampler that keeps pickles in `storage` (CMA-ES) run code from it, as long as only people you
-    # trust can write to it; the default storage needs no trust
+    # trust can write to it; the default storage counts as your own
     trust: bool = False
     # keep only the models of the best k trials; null: keep all
     top_k: Annotated[int | None, above(0)] = None

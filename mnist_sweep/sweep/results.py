@@ -13,6 +13,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_sweep.common.configs import is_under
+from mnist_sweep.common.errors import UserError
 from mnist_sweep.common.program import program
 from mnist_sweep.common.secrets import mask_url
 from mnist_sweep.sweep import study as storage
@@ -84,8 +85,17 @@ class About:
 
     @classmethod
     def of(cls, study: optuna.Study) -> "About":
-        """Read it from the study, except the program: users paste the printed commands."""
-        return cls(**{**study.user_attrs[ABOUT], "program": program()})
+        """Read it from the study, except the program: users paste the printed commands.
+
+        Raises:
+            UserError: the study has none, or a damaged one.
+        """
+        try:
+            return cls(**{**study.user_attrs[ABOUT], "program": program()})
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"mnist_sweep did not create the study {study.study_name}, or it is damaged"
+            ) from error
 
     def command(self, params: Mapping[str, Any], *more: str, multirun: bool = False) -> str:
         """The command that trains `params` exactly; the overrides `more` win over both."""

@@ -430,6 +430,10 @@ def check_fingerprint(
     """Remember the search space of the study. Raises UserError if it was another one before."""
     now = json.loads(json.dumps(fingerprint))
     stored = study.user_attrs.get("fingerprint", now)
+    if not isinstance(stored, dict):
+        raise UserError(
+            f"mnist_sweep did not create the study {study.study_name}, or it is damaged"
+        )
     free = (*OWN_KEYS, *settings.may_change)
     before = {k: v for k, v in stored.items() if k in now or not is_under(k, free)}
     changed = {k for k in before.keys() | now.keys() if before.get(k) != now.get(k)}

@@ -151,9 +151,11 @@ def compose_config(
         with open_dict(cfg):
             del cfg["hydra"]
         for key, value in texts.items():
-            cfg[key] = (
-                [_literal(each) for each in value] if isinstance(value, list) else _literal(value)
-            )
+            if key == "storage":  # the URL of a database may come from a variable
+                cfg[key] = value
+            else:
+                literal = map(_literal, value) if isinstance(value, list) else _literal(value)
+                cfg[key] = list(literal) if isinstance(literal, map) else literal
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(explain(error)) from error
     return cfg, choices

@@ -40,7 +40,7 @@ def settings(**changes: Any) -> DictConfig:
 def test_sampler_that_unpickles_needs_its_own_storage_or_trust(
     sampler: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MNIST_SWEEP_TRUST", f"{__name__}.*")
+    monkeypatch.setattr("mnist_sweep.common.build.TRUSTED_BY_USER", (f"{__name__}.*",))
     with pytest.raises(UserError, match=r"sweep\.storage=.*set sweep\.trust=true"):
         samplers.check_trust(settings(sampler=sampler))
     samplers.check_trust(settings(sampler=sampler, trust=True))
