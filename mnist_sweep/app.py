@@ -2,7 +2,6 @@
 
 import gc
 import os
-import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -17,11 +16,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import mnist_sweep.common.build  # noqa: F401  reads whom the user trusts, before a job sets variables
+import mnist_sweep.common.build  # noqa: F401  reads MNIST_SWEEP_TRUST before a job can set it
 from mnist_sweep import __version__, config
 from mnist_sweep.common.config_errors import explain
 from mnist_sweep.common.configs import is_under
-from mnist_sweep.common.errors import UserError, did_you_mean
+from mnist_sweep.common.errors import UserError, did_you_mean, fail
 from mnist_sweep.common.program import command_line, program
 from mnist_sweep.common.secrets import mask_url
 from mnist_sweep.sweep import Trial, current_trial
@@ -39,12 +38,13 @@ gc.set_threshold(10_000)
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 # what Hydra itself may instantiate from the configuration
 HYDRA_TARGETS = (
-    *(
-        "mnist_sweep.callbacks.*",
-        "mnist_sweep.tracking.callback.*",
-        "mnist_sweep.report.callback.*",
-    ),
-    *("mnist_sweep.sweep.plugin.*", "hydra.*", "hydra_plugins.*", "logging.*"),
+    "mnist_sweep.callbacks.*",
+    "mnist_sweep.tracking.callback.*",
+    "mnist_sweep.report.callback.*",
+    "mnist_sweep.sweep.plugin.*",
+    "hydra.*",
+    "hydra_plugins.*",
+    "logging.*",
 )
 COMPOSED = threading.Event()  # set when a task starts: its configuration was composed
 
@@ -61,7 +61,7 @@ def task(cfg: DictConfig) -> float:
     except (UserError, OmegaConfBaseException) as error:
         if trial.number is not None or WANTS_TRACEBACK:
             raise
-        sys.exit(_fail(explain(error)))  # here, because Hydra adds a line to an exception
+        sys.exit(fail(explain(error)))  # here, because Hydra adds a line to an exception
 
 
 def _train(cfg: DictConfig, trial: Trial) -> float:
@@ -110,7 +110,7 @@ def main() -> None:
         _exit_on_error(lambda: run_tool(name, arguments[1:], program()))
     elif name and name[0] not in "-~" and "=" not in name:
         hint = did_you_mean(name, TOOLS)
-        sys.exit(_fail(f"{name}: no such tool{hint}; there are {', '.join(TOOLS)}"))
+        sys.exit(fail(f"{name}: no such tool{hint}; there are {', '.join(TOOLS)}"))
     else:
         # Hydra would print its errors and exit with 1. With this set it raises them.
         os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -144,23 +144,15 @@ def _exit_on_error(run: Callable[[], object]) -> None:
     try:
         run()
     except (HydraException, OmegaConfBaseException, UserError) as error:
-        sys.exit(_fail(explain(error)))
+        sys.exit(fail(explain(error)))
     except ValueError as error:
         if COMPOSED.is_set():  # not a mistake in the command
             raise
-        sys.exit(_fail(explain(error)))
+        sys.exit(fail(explain(error)))
     except OSError as error:
         if error.filename is None:
             raise
         message = f"{error.filename}: {error.strerror}; runs write below store=<folder>"
-        sys.exit(_fail(message))
+        sys.exit(fail(message))
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _fail(message: str) -> int:
-    """Print an error as one line, with long values cut, and return the exit code."""
-    line = " ".join(part.strip() for part in message.splitlines())
-    line = re.sub(r"(\S{100})\S{200,}(\S{20})", r"\1...\2", line)
-    print(f"error: {line}", file=sys.stderr)
-    return 2

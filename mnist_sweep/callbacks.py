@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mnist_sweep import config as configuration
 from mnist_sweep.common.config_errors import explain
-from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.errors import UserError, fail
 from mnist_sweep.common.files import make_folder
 from mnist_sweep.common.secrets import check_settings, check_url
 from mnist_sweep.sweep import Sweep, SweepCallback
@@ -30,8 +30,9 @@ class RefuseSecrets(Callback):
             check_settings(config)
             check_url(config, "tracking.uri")
         except (UserError, OmegaConfBaseException) as error:  # a variable may be missing
-            print(f"error: {explain(error)}", file=sys.stderr)
-            sys.exit(2)  # Hydra turns other exceptions of a callback into warnings
+            sys.exit(
+                fail(explain(error))
+            )  # Hydra turns other exceptions of a callback into warnings
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         self.on_run_start(config)
@@ -45,7 +46,7 @@ class DiscardFailedStart(Callback):
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         try:
             directory = Path(config.hydra.run.dir).absolute()
-        except OmegaConfBaseException:  # Hydra words it next
+        except OmegaConfBaseException:  # Hydra reports it next
             return
         self.directory = directory
         self.created = [p for p in (directory, *directory.parents) if not p.exists()]

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from mnist_sweep.analysis import figures, metrics
 from mnist_sweep.analysis.figures import Figure
 from mnist_sweep.common.configs import plain_node
-from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.errors import UserError, one_line
 from mnist_sweep.data.dataset import Dataset, load_dataset
 from mnist_sweep.tracking import queries
 from mnist_sweep.tracking.queries import Run
@@ -82,7 +82,7 @@ def _read(path: Path, run_id: str) -> dict[str, NDArray[Any]]:
         if arrays["val_indices"].shape != arrays["val_labels"].shape:
             raise ValueError("val_indices do not fit val_labels")
     except Exception as error:  # numpy and zipfile raise many kinds
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = one_line(error, 200, with_kind=True)
         raise UserError(f"run {run_id}: its predictions.npz is damaged: {reason}") from error
     return arrays
 
@@ -120,7 +120,7 @@ def load_recorded(cfg: DictConfig, origin: str) -> Dataset:
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = one_line(error, 200, with_kind=True)
         raise UserError(f"{origin}: its recorded data does not load: {reason}") from error
 
 

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.errors import UserError, one_line
 
 # What a `_target_` may name. The list is narrow because configurations of other people's runs are
 # loaded too: a function of torch can read and run a file. MNIST_SWEEP_TRUST adds the user's packages.
@@ -44,8 +44,7 @@ def build(node: DictConfig, *args: Any, **kwargs: Any) -> Any:
         *(TypeError, ValueError, RuntimeError, AttributeError),
         *(ArithmeticError, MemoryError),
     ) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"cannot build {node._target_}: {reason}") from error
+        raise UserError(f"cannot build {node._target_}: {one_line(error)}") from error
 
 
 def bind(node: DictConfig) -> "partial[Any]":

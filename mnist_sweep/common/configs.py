@@ -8,7 +8,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.errors import UserError, one_line
 
 # Keys that say how a command runs, not what it trains.
 _COMMAND_KEYS = ("trainer.resume", "sweep")
@@ -25,7 +25,7 @@ def read_config(path: Path) -> DictConfig:
                 raise ValueError("it has YAML aliases")
         cfg = OmegaConf.load(path)
     except Exception as error:  # YAML and OmegaConf raise many kinds for a damaged file
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(f"{path} is not a configuration: {reason}") from error
     if not isinstance(cfg, DictConfig):
         raise UserError(f"{path} is not a configuration: expected key: value")
@@ -50,7 +50,7 @@ def plain_node(cfg: DictConfig | dict[str, Any], key: str, origin: object) -> Di
         plain = OmegaConf.create(_without_resolvers(raw))
         node = OmegaConf.to_container(plain[key], resolve=True, throw_on_missing=True)
     except Exception as error:  # OmegaConf and its grammar raise many kinds
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(f"{origin}: its configuration has no usable `{key}`: {reason}") from error
     if not isinstance(node, dict):
         raise UserError(f"{origin}: its configuration has no usable `{key}`: expected key: value")

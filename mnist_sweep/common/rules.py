@@ -1,8 +1,7 @@
 """Rules for the values of a configuration, declared beside the types of its schemas.
 
-A field's type says what Hydra accepts. A rule says which of these values make sense:
-`lr: Annotated[float, above(0)]`. The rule of a list or of a
-dictionary applies to each of its elements.
+A field's type says what Hydra accepts. A rule says which of these values make sense, for example
+`lr: Annotated[float, above(0)]`. The rule of a list or of a dictionary applies to each of its elements.
 """
 
 import dataclasses

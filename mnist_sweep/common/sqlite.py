@@ -21,7 +21,7 @@ def check_file(path: Path, setting: str) -> None:
             folder = next(parent for parent in path.absolute().parents if parent.exists())
             with tempfile.TemporaryFile(dir=folder):
                 return
-        if path.exists() and not path.is_file():
+        if not path.is_file():
             raise UserError(f"{setting}: {path} is not a file")
         with path.open("r+b") as file:
             header = file.read(len(HEADER))

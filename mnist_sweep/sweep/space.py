@@ -180,23 +180,19 @@ def _distribution(override: Override) -> BaseDistribution:
     line = override.input_line
     if isinstance(override.value(), Glob):
         raise UserError(f"{line}: expected {FORMS}")
-    if override.is_choice_sweep():
-        options = choices(override)
-        if not options:
-            raise UserError(f"{line}: expected {FORMS}")
-        for option in options:
-            refuse_secret(override.get_key_element(), str(option))
-        if len(set(options)) < len(options):
-            raise UserError(f"{line}: a value appears twice; expected different values")
-        return CategoricalDistribution(options)
     try:
-        distribution = create_optuna_distribution_from_override(override)
+        if override.is_choice_sweep():
+            distribution = CategoricalDistribution(choices(override))
+        else:
+            distribution = create_optuna_distribution_from_override(override)
     except (ValueError, TypeError, ArithmeticError, NotImplementedError, AssertionError) as error:
         # an error of `decimal` names its class only
         is_worded = str(error) and not isinstance(error, ArithmeticError)
         reason = str(error).partition("\n")[0].rstrip(".") if is_worded else "not a space of values"
         raise UserError(f"{line}: {reason}; expected {FORMS}") from error
     if isinstance(distribution, CategoricalDistribution):
+        for choice in distribution.choices:
+            refuse_secret(override.get_key_element(), str(choice))
         # Optuna cannot tell apart what Python takes for equal
         if len(set(distribution.choices)) < len(distribution.choices):
             raise UserError(f"{line}: a value appears twice; expected different values")

@@ -151,11 +151,8 @@ def compose_config(
         with open_dict(cfg):
             del cfg["hydra"]
         for key, value in texts.items():
-            if key == "storage":  # the URL of a database may come from a variable
-                cfg[key] = value
-            else:
-                literal = map(_literal, value) if isinstance(value, list) else _literal(value)
-                cfg[key] = list(literal) if isinstance(literal, map) else literal
+            # the URL of a database may come from a variable
+            cfg[key] = value if key == "storage" else _literal(value)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(explain(error)) from error
     return cfg, choices
@@ -171,9 +168,11 @@ def _with_alias(problem: str) -> str:
     return re.sub(r"^\w+", lambda key: ALIASES.get(key[0], key[0]), problem)
 
 
-def _literal(text: str | None) -> str | None:
+def _literal(value: str | list[str] | None) -> Any:
     """Escape what OmegaConf would interpolate: a file may be named ${oc.env:HOME}."""
-    return None if text is None else re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    if isinstance(value, list):
+        return [_literal(each) for each in value]
+    return None if value is None else re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
 
 
 def _help(name: str, tool: Tool, program: str) -> str:

@@ -21,7 +21,7 @@ from torch import nn
 
 from mnist_sweep.analysis.predictions import load_recorded
 from mnist_sweep.common.configs import plain_node, read_config
-from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.errors import UserError, one_line
 from mnist_sweep.common.secrets import mask_url
 from mnist_sweep.data.dataset import Dataset, load_dataset
 from mnist_sweep.data.images import DIGITS
@@ -195,7 +195,7 @@ def _load_trusted(folder: Path, description: Model, name: str, run_id: str | Non
     except UserError:
         raise
     except Exception as error:  # pickles and MLflow raise many kinds
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = one_line(error, with_kind=True)
         raise UserError(f"model={name} does not load: {reason}") from error
     if shape is None:
         raise UserError(f"model={name} has no signature, so the shape of its images is unknown")

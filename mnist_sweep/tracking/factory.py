@@ -19,10 +19,10 @@ def make_tracker(
     directory: Path,
     trial: Trial,
 ) -> Tracker:
-    """Return the tracker that `cfg.tracking` asks for. It opens nothing before `Tracker.run`.
+    """Return the tracker that `cfg.tracking` asks for. It creates nothing before `Tracker.run`.
 
-    The store of a single run has to answer at once. That of a trial may be away for a while, because
-    the sweep has checked it before.
+    The store of a single run has to answer now. The sweep has checked the store of its trials, which may
+    be away for a while.
 
     Args:
         cfg: the whole configuration.

@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from torch import nn
 
 from mnist_sweep.common.configs import read_config
-from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.errors import UserError, one_line
 from mnist_sweep.common.secrets import mask_in, mask_url
 from mnist_sweep.tracking.retry import retried
 
@@ -295,7 +295,7 @@ def model_folder(uri: str, model_uri: str) -> Iterator[tuple[Path, Model]]:
             path = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=folder))
             description = Model.load(path)
         except Exception as error:  # MLflow raises many kinds for a damaged MLmodel
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise UserError(f"no model {model_uri} in {mask_url(uri)}: {reason}") from error
         yield path, description
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Checkpoint:
         except UserError:
             raise
         except Exception as error:  # PyTorch's classes raise many kinds for a state of another form
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            reason = one_line(error, with_kind=True)
             raise UserError(
                 f"cannot resume from {directory}: its configuration does not fit: {reason}"
             ) from error

@@ -12,7 +12,7 @@ from torch import nn
 from mnist_sweep import models
 from mnist_sweep.common.build import build
 from mnist_sweep.common.configs import plain_node
-from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.errors import UserError, one_line
 from mnist_sweep.training import checkpoint
 
 FILE = "saved_model.pt"  # MLflow keeps it in the folder extra_files of the model
@@ -72,7 +72,7 @@ class SavedModel:
             with torch.inference_mode():
                 n_logits = model(torch.zeros(2, *self.shape)).shape[1:]
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error)
             raise UserError(f"the weights do not fit the configuration: {reason}") from error
         if n_logits != (len(self.classes),):
             raise UserError(
