@@ -53,8 +53,7 @@ class RecordSweep(SweepCallback):
         self._tracker = self._run.enter_context(
             run.sweep_run(self.uri, experiment_id, sweep.name, tags=code)
         )
-        objectives = dict(config.sweep.objectives or {config.objective: config.direction})
-        self._tracker.set_tags({view.OBJECTIVES: json.dumps(objectives)})
+        self._tracker.set_tags({view.OBJECTIVES: json.dumps(sweep.objectives)})
         # until trials are known; a conditional parameter may exist in none
         self._save_view([name for name in sweep.parameters if name not in config.sweep.when])
         self._tracker.log_artifacts(partial(_write_inputs, config=config, diff=diff))
