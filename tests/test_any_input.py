@@ -113,7 +113,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 counts = st.one_of(st.none(), st.integers(-3, 40), st.integers())
 shares = st.one_of(st.none(), floats, st.floats(-1, 2, allow_subnormal=False))
-sweep_settings = st.fixed_dictionaries(
+changes_of_a_sweep = st.fixed_dictionaries(
     {},
     optional={
         "n_trials": counts,
@@ -136,7 +136,7 @@ sweep_settings = st.fixed_dictionaries(
 
 
 @many
-@given(sweep_settings)
+@given(changes_of_a_sweep)
 def test_settings_of_a_sweep_are_refused_or_work(database: str, changed: dict[str, object]) -> None:
     cfg = BASE.copy()
     for key, value in changed.items():

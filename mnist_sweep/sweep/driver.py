@@ -125,6 +125,7 @@ def sweep(
         fixed = _of_trials(space.fixed, settings)
         About(metrics, fixed, str(plan.directory), link, columns).save(study)
         make_folder(plan.directory)
+        OmegaConf.save(config, plan.directory / "multirun.yaml")  # as Hydra's basic sweeper does
         job = Job(
             task,
             hydra_context,

@@ -87,6 +87,9 @@ class Patience:
         self.since = 0.0  # time.monotonic() when it began to wait
         self.given_up = threading.Event()
 
+    def __reduce__(self) -> Any:
+        return Patience, ()  # a copy in another process waits for itself
+
     def call(self, function: Callable[[], T]) -> T:
         """Call a function until the database answers. Raises its other errors at once."""
         while True:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution
 
 from mnist_sweep.sweep.overrides import from_text, to_text
