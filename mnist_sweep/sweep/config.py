@@ -23,6 +23,12 @@ OPTUNA_ARGUMENTS: dict[str, Rule] = {
     "pruner.bootstrap_count": at_least(0),
 }
 
+# What the stock Optuna sweeper's group `hydra/sweeper/sampler` names instead of a class.
+STOCK_TARGETS = {
+    "create_nsgaii_sampler": "optuna.samplers.NSGAIISampler",
+    "create_nsgaiii_sampler": "optuna.samplers.NSGAIIISampler",
+}
+
 
 @schema
 class SweepConfig:
@@ -112,4 +118,7 @@ def settings_of(config: DictConfig) -> DictConfig:
 def resolved(node: DictConfig, key: str) -> DictConfig:
     """Resolve the settings of a sweep. `key` is where they stand, for messages."""
     values: Any = OmegaConf.to_container(node, resolve=True)
+    if values["sampler"] is not None:
+        target = values["sampler"].get("_target_")
+        values["sampler"]["_target_"] = STOCK_TARGETS.get(str(target).rpartition(".")[2], target)
     return OmegaConf.create({**values, "key": key})

@@ -170,9 +170,13 @@ def _line(trial: FrozenTrial, plan: Plan) -> str:
     values = trial.values or [v for v in [_last_value(trial)] if v is not None]
     if storage.NO_VALUE in trial.user_attrs:
         values = []
-    shown = "  ".join(f"{n} {v:.4f}" for n, v in zip(plan.metrics, values, strict=False))
-    why = f"  {trial.user_attrs.get(storage.ERROR, '')}" if own_failure(trial) else ""
-    return f"trial {trial.number} {state}  {shown}  {assignments(trial.params)}{why}".rstrip()
+    parts = [
+        f"trial {trial.number} {state}",
+        *(f"{name} {value:.4f}" for name, value in zip(plan.metrics, values, strict=False)),
+        assignments(trial.params),
+        trial.user_attrs.get(storage.ERROR, "") if own_failure(trial) else "",
+    ]
+    return "  ".join(filter(None, parts))
 
 
 def _last_value(trial: FrozenTrial) -> float | None:

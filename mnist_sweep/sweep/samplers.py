@@ -25,11 +25,6 @@ KINDS: dict[str, type] = {SAMPLER: BaseSampler, PRUNER: BasePruner}
 # CMA-ES, which keeps its optimizer in the attributes of trials. The others keep numbers and names.
 PICKLING = (CmaEsSampler,)
 GRID = "optuna.samplers.GridSampler"  # what the grid of `Space.grid` is asked for with
-# What the stock Optuna sweeper's group `hydra/sweeper/sampler` names instead of a class.
-STOCK = {
-    "create_nsgaii_sampler": "optuna.samplers.NSGAIISampler",
-    "create_nsgaiii_sampler": "optuna.samplers.NSGAIIISampler",
-}
 
 
 class SeededSampler:
@@ -83,7 +78,7 @@ def sampler_class(settings: DictConfig) -> type:
 
 def make_sampler(settings: DictConfig) -> BaseSampler:
     """Make the sampler of `settings.sampler`. Raises UserError if it cannot be built."""
-    if settings.sampler is None:
+    if settings.sampler is None or is_grid(settings):
         return cast(BaseSampler, SeededSampler(lambda seed: TPESampler(seed=seed), settings.seed))
     bound = _bind(SAMPLER, settings)
     takes_seed = "seed" in inspect.signature(bound.func).parameters
@@ -130,8 +125,7 @@ def argument_errors(which: str, settings: DictConfig) -> Iterator[None]:
 def _bind(which: str, settings: DictConfig) -> "partial[Any]":
     node = settings[which]
     if OmegaConf.is_dict(node) and node.get("_target_"):
-        target = STOCK.get(str(node._target_).rpartition(".")[2], node._target_)
-        bound = bind(OmegaConf.create({**node, "_target_": target}))
+        bound = bind(node)
         if not isinstance(bound.func, type) or issubclass(bound.func, KINDS[which]):
             return bound
     raise _wrong_kind(which, settings)
