@@ -39,11 +39,13 @@ def check_settings(settings: DictConfig, key: str) -> None:
             )
     if settings.name is not None:
         check_name(settings.name, f"{key}.name")
-    several = settings.objectives or OmegaConf.is_list(settings.direction)
-    if several and settings.pruner is not None:
+    several = "objectives" if settings.objectives else "direction"
+    if settings.pruner is not None and (
+        settings.objectives or OmegaConf.is_list(settings.direction)
+    ):
         raise UserError(
-            f"{key}.pruner={settings.pruner.get('_target_')}: a search with several objectives cannot "
-            "prune; expected null"
+            f"{key}.pruner={settings.pruner.get('_target_')}: a search with several {key}.{several} "
+            "cannot prune; expected null"
         )
 
 

@@ -42,6 +42,8 @@ class StudySweeper(Sweeper):
             return sweep(self.hydra_context, self.task_function, self.config, arguments)
         except UserError as error:  # Hydra prints its own errors without a traceback
             raise CompactHydraException(str(error)) from error
+        except KeyboardInterrupt:  # Hydra would print a traceback
+            raise SystemExit(130) from None
 
 
 class ProcessLauncher(BasicLauncher):  # type: ignore[misc]

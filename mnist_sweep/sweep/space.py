@@ -180,9 +180,15 @@ def _check_may_vary(override: Override, settings: DictConfig) -> None:
 def _check_length(override: Override) -> None:
     """Raise UserError for a range that would become a list of choices which fits into no memory."""
     value = override.value()
-    if not isinstance(value, RangeSweep) or not (value.shuffle or value.transformers):
+    if not isinstance(value, RangeSweep):
         return
-    start, stop, step = (float(x) for x in (value.start or 0, value.stop or 0, value.step))
+    ends = (value.start or 0, value.stop or 0, value.step)
+    is_float = any(
+        isinstance(x, float) for x in ends
+    )  # floats may lie too close for Optuna's steps
+    if not (value.shuffle or value.transformers or is_float):
+        return
+    start, stop, step = map(float, ends)
     if step and not abs((stop - start) / step) <= MAX_POINTS:
         raise UserError(f"{override.input_line}: expected a range of at most {MAX_POINTS:,} values")
 

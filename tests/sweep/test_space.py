@@ -35,6 +35,13 @@ def test_interval_makes_a_search_and_range_a_grid(argument: str, is_grid: bool) 
     assert space(argument, "x=3,4").is_grid  # the later one counts
 
 
+@pytest.mark.parametrize("values", ["0.0,1e17,0.1", "0,1e17,0.1", "0,1,1e-9"])
+def test_range_of_too_many_numbers_is_refused(values: str) -> None:
+    """Optuna's steps cannot express the first two, which would become lists of choices."""
+    with pytest.raises(UserError, match="expected a range of at most 100,000 values"):
+        space(f"x=range({values})")
+
+
 def test_condition_of_an_unknown_parameter_is_refused() -> None:
     conditions = {"optimizer.momentun": {"optimizer": "sgd"}}
     with pytest.raises(UserError, match=r"momentun: not a parameter .*'optimizer.momentum'"):
