@@ -147,7 +147,7 @@ def test_result_of_a_trial_that_another_host_gave_up_is_dropped(tmp_path: Path) 
     assignment = coordinator.next(HERE)
     assert assignment is not None
     (trial,) = coordinator.look()
-    storage.count_death(coordinator.study, trial, coordinator.plan.settings)
+    storage.retry(coordinator.study, trial, storage.STALE, coordinator.plan.settings)
     assert coordinator.report(assignment.number, 1, 0.5, final=False), "it should stop"
     coordinator.tell(assignment.number, Result(values=[0.5]))
     assert [t.state.name for t in coordinator.look()] == ["FAIL", "WAITING"]

@@ -141,6 +141,63 @@ def test_sigterm_to_the_driver_leaves_no_trial_running(store: Path) -> None:
     assert not [t for t in trials(store, "k") if t.state is TrialState.RUNNING]
 
 
+ENDS = {"SIGKILL": "stale", "SIGTERM": "interrupted", "SIGUSR2": "interrupted"}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_ends_of_a_process_never_end_a_trial_that_makes_progress(store: Path, name: str) -> None:
+    """The third attempt without progress in a row would FAIL it."""
+    arguments = ("x=1", "sleep_s=0.1", "epochs=40", "save=true", "sweep.checkpoint=epoch")
+    driver = start(*arguments, "sweep.name=k", store=store)
+    try:
+        for number in range(4):
+            saved = store / "outputs" / "k" / str(number) / "epoch"
+            wait_for(lambda saved=saved: saved.exists() and saved.read_text())
+            for worker in engine.workers(driver):
+                worker.send_signal(signal.Signals[name])
+        assert driver.wait(60) == 0
+    finally:
+        end(driver)
+    found = trials(store, "k")
+    assert states(found) == {ENDS[name]: 4, "COMPLETE": 1}
+    n_epochs = [len(t.intermediate_values) for t in found]
+    assert sum(n_epochs) in range(40, 45), "no epoch runs twice, besides those cut off"
+
+
+def test_interruptions_without_progress_end_a_trial_after_its_retries(store: Path) -> None:
+    """A first interruption is no failure, not even with sweep.retries=0."""
+    driver = start("x=1", "sleep_s=30", "sweep.retries=0", "sweep.name=k", store=store)
+    try:
+        for number in range(2):
+            wait_for(lambda number=number: len(trials(store, "k")) == number + 1)
+            wait_for(lambda: [t for t in trials(store, "k") if "directory" in t.user_attrs])
+            wait_for(lambda number=number: (store / f"outputs/k/{number}/.hydra").exists())
+            for worker in engine.workers(driver):
+                worker.send_signal(signal.SIGUSR2)
+        assert driver.wait(60) == 1
+    finally:
+        end(driver)
+    found = trials(store, "k")
+    assert states(found) == {"interrupted": 1, "FAIL": 1}
+    assert found[-1].user_attrs["error"] == "its process ended 2 times in a row without progress"
+
+
+def test_sigusr2_to_all_processes_of_a_sweep_interrupts_it(store: Path) -> None:
+    """SLURM's --signal=USR2 reaches the driver, the server of the workers, and the workers."""
+    driver = start("x=1,2", "sleep_s=0.2", "epochs=50", "sweep.name=k", store=store)
+    try:
+        wait_for(lambda: running(store))
+        os.killpg(driver.pid, signal.SIGUSR2)
+        assert driver.wait(20) == 128 + signal.SIGUSR2
+        wait_for(lambda: not engine.group_alive(driver), 5)
+    finally:
+        end(driver)
+    found = trials(store, "k")
+    assert states(found)["interrupted"] == 1
+    assert not any("deaths" in t.user_attrs for t in found)
+    assert "interrupted; resume with:" in engine.output(store)
+
+
 def test_time_limit_holds_for_a_trial_that_reports_all_the_time(store: Path) -> None:
     arguments = ("x=1", "sleep_s=0.1", "epochs=100", "sweep.trial_timeout_s=2", "sweep.name=t")
     code, out = engine.run(*arguments, store=store)

@@ -15,7 +15,7 @@ from pathlib import Path
 import optuna
 import pytest
 from mlflow import MlflowClient
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from tests.helpers.cli import SMALL, cli
 from tests.helpers.engine import end, output, run, start, states, wait_for
@@ -283,6 +283,10 @@ def test_server_that_is_away_for_a_while_costs_nothing(
         for driver in drivers:
             end(driver)
     found = trials(database)
-    assert states(found) == {"COMPLETE": 8}
-    assert all(len(t.intermediate_values) == 6 for t in found), "no report is lost"
+    complete = [t for t in found if t.state is TrialState.COMPLETE]
+    # drivers that start at once both queue the grid, but each point runs once
+    assert states(found).keys() <= {"COMPLETE", "surplus"}
+    assert sorted(t.params["x"] for t in complete) == list(range(8))
+    assert events.read_text().count("start") == 8
+    assert all(len(t.intermediate_values) == 6 for t in complete), "no report is lost"
     assert "waiting for the database of the study" in output(tmp_path / "0")
