@@ -52,7 +52,7 @@ warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats, groups of pa
 warnings.filterwarnings("ignore", "Heartbeat of storage")  # workers beat outside Study.optimize
 
 SQLITE_TIMEOUT_S = 5  # to wait for a lock within one call
-RETRY_S = 1.0  # between two calls of a database that is away
+RETRY_S = 1.0  # between two calls of a database that is away; at first less
 # parts of SQLite's messages that speak of a passing state
 SQLITE_OUTAGES = ("locked", "busy", "unable to open", "disk I/O", "is full")
 # invalid authorization, no such database
@@ -110,6 +110,7 @@ class Patience:
         Raises:
             DatabaseError: the database fails in a way that no waiting mends.
         """
+        pause_s = RETRY_S / 16
         while True:
             try:
                 result = function()
@@ -122,7 +123,8 @@ class Patience:
                     where = f"sweep.storage={mask_url(self.url)}"
                     raise DatabaseError(f"{where}: the database failed: {reason}") from error
                 self._note(reason)
-                self.given_up.wait(RETRY_S)
+                self.given_up.wait(pause_s)
+                pause_s = min(2 * pause_s, RETRY_S)
             else:
                 self._note(None)
                 return result
