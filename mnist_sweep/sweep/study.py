@@ -101,6 +101,7 @@ class Patience:
     def __init__(self, url: str) -> None:
         self.url = url
         self.waiting_for: str | None = None
+        self._reasons: set[str] = set()  # of the present outage
         self.since = 0.0  # time.monotonic() when it began to wait
         self.given_up = threading.Event()
 
@@ -118,7 +119,9 @@ class Patience:
                 cause = _cause(error)
                 if cause is None or self.given_up.is_set():
                     raise
-                reason = mask_in(one_line(getattr(cause, "orig", None) or cause), self.url)
+                orig = getattr(cause, "orig", None)
+                reason = one_line(orig) if orig else "no connection is free"
+                reason = mask_in(reason, self.url)
                 if not _passes(cause, self.url):
                     where = f"sweep.storage={mask_url(self.url)}"
                     raise DatabaseError(f"{where}: the database failed: {reason}") from error
@@ -132,8 +135,11 @@ class Patience:
     def _note(self, reason: str | None) -> None:
         if reason is not None and self.waiting_for is None:
             self.since = time.monotonic()
+            self._reasons.clear()
+        if reason is not None and reason not in self._reasons:
+            self._reasons.add(reason)
             log.warning("WARNING: waiting for the database of the study: %s", reason)
-        elif reason is None and self.waiting_for is not None:
+        if reason is None and self.waiting_for is not None:
             log.info("the database is back after %.0f s", time.monotonic() - self.since)
         self.waiting_for = reason
 

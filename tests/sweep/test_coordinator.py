@@ -191,7 +191,7 @@ def test_silent_trial_is_not_reaped_right_after_an_outage(tmp_path: Path) -> Non
         time.sleep(0.8)
         coordinator.tick()
         other.tick()
-    with closing(sqlite3.connect(tmp_path / "optuna.db")) as database:
+    with closing(sqlite3.connect(tmp_path / "optuna.db", check_same_thread=False)) as database:
         database.execute("BEGIN EXCLUSIVE")
         unlock = threading.Timer(4, database.rollback)
         unlock.start()

@@ -340,9 +340,6 @@ def test_connections_that_run_out_are_waited_for_and_a_refusal_is_not(
     assert "is not permitted to log in" in out
     assert "Traceback" not in out
     assert states(trials(database)) == {"RUNNING": 1, "WAITING": 1}
-    execute(server, f"ALTER ROLE {name} LOGIN")
-    code, out = run(*arguments[:3], "epochs=1", arguments[-1], store=tmp_path)
-    assert code == 0, out
 
 
 def test_database_that_is_dropped_ends_the_sweep(
