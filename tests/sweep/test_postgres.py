@@ -389,13 +389,15 @@ class CuttingProxy:
     def _pass(self, source: socket.socket, target: socket.socket, cut: threading.Event) -> None:
         with contextlib.suppress(OSError), source, target:
             while data := source.recv(65536):
-                if b"COMMIT\0" in data:  # from the client
+                if data.endswith(b"COMMIT\0"):  # from the client
                     self._n_commits -= 1
                     if self._n_commits == 0:
                         cut.set()
                 elif cut.is_set():  # the server's answer
-                    return
+                    break
                 target.sendall(data)
+            for end in (source, target):
+                end.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture
