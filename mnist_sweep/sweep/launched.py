@@ -52,7 +52,7 @@ class LaunchedWorker:
         url = storage.storage_url(config.sweep.storage, config.store)
         study = optuna.load_study(
             study_name=self.plan.study_name,
-            storage=storage.open_storage(url, settings.grace_s),
+            storage=storage.open_storage(url, settings.grace_s, wait=True),
             sampler=samplers.make_sampler(settings),
             pruner=samplers.make_pruner(settings),
         )

@@ -281,8 +281,12 @@ def sqlite_path(url: str) -> Path | None:
     return Path(path)
 
 
-def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
+def open_storage(url: str, grace_s: int, *, create: bool = False, wait: bool = False) -> RDBStorage:
     """Open the database, with heartbeats.
+
+    Args:
+        create: make the tables.
+        wait: for a database that is away.
 
     Raises:
         UserError: the database cannot be opened, its driver is missing, or it is a journal file.
@@ -305,8 +309,12 @@ def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
             skip_compatibility_check=not create,
             skip_table_creation=not create,
         )
-        with storage.engine.connect() as connection:
-            connection.execute(text("SELECT 1 FROM studies LIMIT 1"))
+
+        def probe() -> None:
+            with storage.engine.connect() as connection:
+                connection.execute(text("SELECT 1 FROM studies LIMIT 1"))
+
+        storage.patience.call(probe) if wait else probe()
         return storage
     except ImportError as error:
         raise UserError(

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sqlite3
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,21 @@ def test_ctrl_c_during_an_outage_ends_within_seconds(store: Path) -> None:
     assert "interrupted; resume with:" in engine.output(store)
     code, out = engine.run(*arguments, store=store)
     assert code == 0, out
+
+
+@pytest.mark.parametrize("gone", ["db", "db/optuna.db"])
+def test_database_that_is_deleted_ends_the_sweep(store: Path, gone: str) -> None:
+    (store / "db").mkdir(parents=True)
+    url = f"sweep.storage=sqlite:///{store}/db/optuna.db"
+    driver = start("x=1,2", "sleep_s=0.2", "epochs=1000", url, "sweep.name=g", store=store)
+    try:
+        wait_for((store / "outputs/g/0/.hydra").exists)
+        subprocess.run(["rm", "-r", str(store / gone)], check=True)
+        assert driver.wait(30) == 1
+    finally:
+        end(driver)
+    assert "optuna.db: the database failed: " in engine.output(store)
+    assert "Traceback" not in engine.output(store)
 
 
 def test_trial_of_a_killed_driver_runs_again_and_no_death_is_counted(store: Path) -> None:
