@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -257,6 +257,7 @@ class CoordinatorThread(threading.Thread):
         self.coordinator = coordinator
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
         self._calls = queue.SimpleQueue()
+        self._is_closed = False
 
     def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> "Future[T]":
         """Call a method of the coordinator in this thread."""
@@ -295,12 +296,19 @@ class CoordinatorThread(threading.Thread):
                 except DatabaseError as error:
                     self._end_sweep(error)
                 except Exception as error:
+                    if self._is_closed:  # it was told to wait no longer
+                        return
                     log.warning("%s: %s", type(error).__name__, error)
 
     def close(self, timeout_s: float | None = None) -> bool:
-        """End the thread after the calls so far; False if they did not end in time."""
-        self._calls.put(None)
-        self.join(timeout_s)
+        """End the thread after the calls so far; False if they did not end in time.
+
+        A second call does not wait.
+        """
+        if not self._is_closed:
+            self._is_closed = True
+            self._calls.put(None)
+            self.join(timeout_s)
         return not self.is_alive()
 
 
@@ -333,17 +341,28 @@ class Channel:
 
     def next(self) -> Assignment | None:
         while not self.coordinator.is_over and self._is_alive():
-            assignment = self.thread.call(self.coordinator.next, self.worker).result()
-            if assignment is not None:
-                if not self._is_alive():  # it died while it waited
-                    self.thread.post(self.coordinator.take_back, assignment.number)
-                    return None
+            future = self.thread.call(self.coordinator.next, self.worker)
+            # the database may be away
+            while not wait([future], WAIT_S).done and self._is_waiting():
+                pass
+            if not (future.done() and self._is_alive()):
+                future.add_done_callback(self._take_back)
+                return None
+            if (assignment := future.result()) is not None:
                 self._number, self._started_at = assignment.number, time.monotonic()
                 self._timed_out = False
                 return assignment
             if not self.coordinator.is_over:
                 time.sleep(WAIT_S)
         return None
+
+    def _is_waiting(self) -> bool:
+        return self.coordinator.stop_reason is None and self._is_alive()
+
+    def _take_back(self, future: "Future[Assignment | None]") -> None:
+        """Queue a trial again that came too late for this worker."""
+        if future.exception() is None and (assignment := future.result()) is not None:
+            self.thread.post(self.coordinator.take_back, assignment.number)
 
     def report(self, step: int, value: float, *, final: bool) -> bool:
         assert self._number is not None

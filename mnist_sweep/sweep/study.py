@@ -300,7 +300,8 @@ def open_storage(url: str, grace_s: int, *, create: bool = False, wait: bool = F
     engine: dict[str, Any] = {"pool_size": 1, "max_overflow": 1, "pool_timeout": LOCK_TIMEOUT_S}
     if url.startswith("sqlite"):
         engine["connect_args"] = {"timeout": SQLITE_TIMEOUT_S}
-    try:
+
+    def connect() -> RDBStorage:
         storage = PatientStorage(
             url,
             engine_kwargs=engine,
@@ -309,13 +310,12 @@ def open_storage(url: str, grace_s: int, *, create: bool = False, wait: bool = F
             skip_compatibility_check=not create,
             skip_table_creation=not create,
         )
-
-        def probe() -> None:
-            with storage.engine.connect() as connection:
-                connection.execute(text("SELECT 1 FROM studies LIMIT 1"))
-
-        storage.patience.call(probe) if wait else probe()
+        with storage.engine.connect() as connection:
+            connection.execute(text("SELECT 1 FROM studies LIMIT 1"))
         return storage
+
+    try:
+        return Patience(url).call(connect) if wait else connect()
     except ImportError as error:
         raise UserError(
             f"sweep.storage={mask_url(url)} needs a database driver that is not installed; "
