@@ -80,6 +80,12 @@ class Coordinator:
             None if there is nothing to run now. A running trial may still die and come back, unless
             `is_over`.
         """
+        try:
+            return self._give_out(worker)
+        except UpdateFinishedTrialError:  # after an outage another host took it for dead
+            return None
+
+    def _give_out(self, worker: dict[str, str]) -> Assignment | None:
         plan, settings = self.plan, self.plan.settings
         trials = self.look()
         n_finished = plan.finished(trials)
@@ -100,7 +106,7 @@ class Coordinator:
         trial.set_user_attr(storage.WORKER, owner)
         try:
             point = plan.space.suggest(trial, self.config)
-        except DatabaseError:
+        except (DatabaseError, UpdateFinishedTrialError):
             raise
         except Exception as error:  # the sampler cannot draw from this space
             log.error("trial %d failed: %s: %s", trial.number, type(error).__name__, error)
@@ -111,7 +117,7 @@ class Coordinator:
             self._n_duplicates += 1
             if self._n_duplicates >= MAX_DUPLICATES:
                 self.stop(f"the last {MAX_DUPLICATES} points were duplicates")
-            return self.next(worker)
+            return self._give_out(worker)
         self._n_duplicates = 0
         directory = str(plan.directory / str(trial.number))
         trial.set_user_attr(storage.DIRECTORY, directory)

@@ -399,7 +399,7 @@ def reap(
     """Queue again those of the trials whose process ended or whose heartbeat timed out.
 
     Args:
-        trust_heartbeats: False: look only at the processes of this host.
+        trust_heartbeats: False: queue again only what a process of this host ran.
     """
     running = [t for t in trials if t.state is TrialState.RUNNING]
     if not running:
@@ -409,7 +409,8 @@ def reap(
         worker = trial.user_attrs.get(WORKER)
         started = trial.datetime_start or datetime.now()
         if worker is None:  # its coordinator ended, or was cut off, right after it asked
-            if (datetime.now() - started).total_seconds() > settings.grace_s:
+            age_s = (datetime.now() - started).total_seconds()
+            if trust_heartbeats and age_s > settings.grace_s:
                 requeue(study, trial, INTERRUPTED, settings)  # nobody has run it
             continue
         if processes.is_here(worker):  # on this host the process table is more reliable

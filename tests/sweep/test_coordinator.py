@@ -219,10 +219,29 @@ def test_trial_that_nobody_received_is_queued_again_without_a_death(tmp_path: Pa
 def test_trial_without_a_worker_is_queued_again_without_a_death(tmp_path: Path) -> None:
     coordinator = make_coordinator(tmp_path, grace_s=1)
     coordinator.study.ask()
-    time.sleep(1.5)
-    coordinator.tick()
+    for _ in range(2):
+        time.sleep(0.8)
+        coordinator.tick()
     assert states(coordinator.look()) == {"interrupted": 1, "WAITING": 1}
     assert "deaths" not in coordinator.look()[1].user_attrs
+
+
+def test_trial_that_was_taken_for_dead_while_it_was_given_out_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database was away between the first call and the next one."""
+    coordinator, other = (make_coordinator(tmp_path) for _ in range(2))
+
+    def take(trial: optuna.Trial) -> None:
+        reaped = other.look()[trial.number]
+        storage.requeue(other.study, reaped, storage.INTERRUPTED, other.plan.settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mnist_sweep.sweep.coordinator.record_heartbeat", take)
+        assert coordinator.next(HERE) is None
+    assignment = coordinator.next(HERE)
+    assert assignment is not None
+    assert states(coordinator.look()) == {"interrupted": 1, "RUNNING": 1}
 
 
 def test_progress_is_a_newer_checkpoint(tmp_path: Path) -> None:

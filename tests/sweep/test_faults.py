@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from optuna.trial import TrialState
 
@@ -53,19 +54,22 @@ def test_trials_go_on_while_the_database_is_away(store: Path) -> None:
     assert "Traceback" not in out
 
 
-def test_ctrl_c_during_an_outage_ends_within_seconds(store: Path) -> None:
-    arguments = ("x=1,2,3", "sleep_s=0.2", "epochs=30", "sweep.name=away")
+@pytest.mark.parametrize("epochs", [2, 30], ids=["between trials", "in a trial"])
+def test_ctrl_c_during_an_outage_ends_within_seconds(store: Path, epochs: int) -> None:
+    arguments = ("x=1,2,3,4", "sleep_s=0.3", f"epochs={epochs}", "sweep.n_jobs=2")
+    arguments += (f"events={store}/events", "sweep.name=away")
     driver = start(*arguments, store=store)
     try:
-        wait_for(lambda: any(t.intermediate_values for t in trials(store, "away")))
+        wait_for(lambda: len(events(store)) == 2)
         with locked(store):
             time.sleep(2)
             os.killpg(driver.pid, signal.SIGINT)
-            assert driver.wait(20) == -signal.SIGINT  # what a shell shows as 130
+            assert driver.wait(10) == -signal.SIGINT  # what a shell shows as 130
             wait_for(lambda: not engine.group_alive(driver), 5)
     finally:
         end(driver)
     assert "interrupted; resume with:" in engine.output(store)
+    assert "OperationalError" not in engine.output(store)
     code, out = engine.run(*arguments, store=store)
     assert code == 0, out
 
@@ -212,6 +216,24 @@ def test_sigusr2_to_all_processes_of_a_sweep_interrupts_it(store: Path) -> None:
     assert states(found)["interrupted"] == 1
     assert not any("deaths" in t.user_attrs for t in found)
     assert "interrupted; resume with:" in engine.output(store)
+
+
+def test_preempted_worker_of_submitit_gives_its_job_back_to_submitit(store: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    arguments = ("x=1", "sleep_s=0.2", "epochs=40", "save=true", "sweep.checkpoint=epoch")
+    driver = start(*arguments, "hydra/launcher=submitit_local", "sweep.name=k", store=store)
+    try:
+        for number in range(3):
+            wait_for((store / f"outputs/k/{number}/epoch").exists)
+            for process in psutil.Process(driver.pid).children(recursive=True):
+                if "submitit.core._submit" in process.cmdline():
+                    process.send_signal(signal.SIGUSR2)
+        assert driver.wait(60) == 0
+    finally:
+        end(driver)
+    assert states(trials(store, "k")) == {"interrupted": 3, "COMPLETE": 1}
+    (log,) = store.glob("outputs/k/.submitit/*/*_log.out")
+    assert log.read_text().count("Requeued job") == 3
 
 
 def test_time_limit_holds_for_a_trial_that_reports_all_the_time(store: Path) -> None:

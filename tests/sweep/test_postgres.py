@@ -347,7 +347,7 @@ def test_connections_that_run_out_are_waited_for_and_a_refusal_is_not(
 def test_worker_of_another_launcher_waits_for_a_connection(
     server: str, database: str, role: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    storage.create_study(database, 60, "s", ["maximize"])
+    storage.create_study(role, 60, "s", ["maximize"])
     name = database.rpartition("/")[2]
     execute(server, f"ALTER DATABASE {name} CONNECTION LIMIT 0")
     with ThreadPoolExecutor() as pool:
@@ -468,4 +468,5 @@ def test_lost_answers_of_commits_change_nothing(
     for trial in found:
         if trial.user_attrs.get("replaced") == "stale":
             retries = [t for t in found if t.user_attrs.get("retry_of") == trial.number]
-            assert [t.user_attrs.get("replaced") == "surplus" for t in retries].count(False) == 1
+            run = [t for t in retries if t.user_attrs.get("replaced", "") != "surplus"]
+            assert sum(t.state is not TrialState.WAITING for t in run) == 1
