@@ -52,6 +52,14 @@ warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats, groups of pa
 warnings.filterwarnings("ignore", "Heartbeat of storage")  # workers beat outside Study.optimize
 
 SQLITE_TIMEOUT_S = 5  # to wait for a lock within one call
+# A server that vanished without closing its connections would be waited for by the hour.
+POSTGRES_TIMEOUTS = {
+    "connect_timeout": 10,  # seconds
+    "tcp_user_timeout": 60_000,  # milliseconds until what was sent is acknowledged
+    "keepalives_idle": 30,  # seconds
+    "keepalives_interval": 10,  # seconds
+    "keepalives_count": 3,
+}
 RETRY_S = 1.0  # between two calls of a database that is away; at first less
 # parts of SQLite's messages that speak of a passing state
 SQLITE_OUTAGES = ("locked", "busy", "unable to open", "disk I/O", "is full")
@@ -300,6 +308,8 @@ def open_storage(url: str, grace_s: int, *, create: bool = False, wait: bool = F
     engine: dict[str, Any] = {"pool_size": 1, "max_overflow": 1, "pool_timeout": LOCK_TIMEOUT_S}
     if url.startswith("sqlite"):
         engine["connect_args"] = {"timeout": SQLITE_TIMEOUT_S}
+    elif url.startswith(("postgresql://", "postgresql+psycopg")):
+        engine["connect_args"] = POSTGRES_TIMEOUTS
 
     def connect() -> RDBStorage:
         storage = PatientStorage(
