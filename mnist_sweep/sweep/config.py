@@ -58,7 +58,8 @@ class SweepConfig:
     duplicates: Literal["allow", "skip"] = "allow"  # points that were tried before
     # failed trials / n_trials above which the sweep stops
     max_failure_rate: Annotated[float, at_least(0).at_most(1)] = 1.0
-    retries: Annotated[int, at_least(0)] = 2  # of a trial whose process died
+    # attempts of a trial that end without a new checkpoint, in a row, before the last one
+    retries: Annotated[int, at_least(0)] = 2
     # heartbeat timeout, in seconds
     grace_s: Annotated[int, above(0).at_most(86400)] = 60
     # seconds after which a trial is stopped and FAILs

@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from mnist_sweep.sweep import study as storage
 from mnist_sweep.sweep.optuna_internals import frozen, record_heartbeat, record_heartbeats
 from mnist_sweep.sweep.plan import Plan
-from mnist_sweep.sweep.study import DONE, count, get_trials
+from mnist_sweep.sweep.study import DONE, DatabaseError, count, get_trials
 from mnist_sweep.sweep.worker import Assignment, Result
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 LOOK_S = 1.0  # between two looks at the study for the display and for dead trials
 WAIT_S = 0.3  # between two requests while other workers run the last trials
+SETTLE_S = 4  # for the trials of interrupted workers to be queued again
 REPORT_S = 1.0  # for a report to reach the study; a trial does not wait longer
 MARK_S = 4.0  # for the driver to stop an interrupted sweep
 HANG_S = 10.0  # for a trial to obey its time limit before its process is ended
@@ -58,7 +59,7 @@ class Coordinator:
         self.error: BaseException | None = None
         self._n_duplicates = 0  # in a row
         self._running: dict[int, optuna.Trial] = {}
-        self._beat_at = time.monotonic()
+        self._beat_at = self._ticked_at = self._listens_since = time.monotonic()
 
     def look(self) -> list[FrozenTrial]:
         """Read the trials, and stop if too many have failed."""
@@ -83,6 +84,12 @@ class Coordinator:
             None if there is nothing to run now. A running trial may still die and come back, unless
             `is_over`.
         """
+        try:
+            return self._give_out(worker)
+        except UpdateFinishedTrialError:  # after an outage another host took it for dead
+            return None
+
+    def _give_out(self, worker: dict[str, str]) -> Assignment | None:
         plan, settings = self.plan, self.plan.settings
         trials = self.look()
         n_finished = plan.finished(trials)
@@ -103,6 +110,8 @@ class Coordinator:
         trial.set_user_attr(storage.WORKER, owner)
         try:
             point = plan.space.suggest(trial, self.config)
+        except (DatabaseError, UpdateFinishedTrialError):
+            raise
         except Exception as error:  # the sampler cannot draw from this space
             log.error("trial %d failed: %s: %s", trial.number, type(error).__name__, error)
             storage.fail(self.study, frozen(trial), f"{type(error).__name__}: {error}"[:2000])
@@ -112,7 +121,7 @@ class Coordinator:
             self._n_duplicates += 1
             if self._n_duplicates >= MAX_DUPLICATES:
                 self.stop(f"the last {MAX_DUPLICATES} points were duplicates")
-            return self.next(worker)
+            return self._give_out(worker)
         self._n_duplicates = 0
         directory = str(plan.directory / str(trial.number))
         trial.set_user_attr(storage.DIRECTORY, directory)
@@ -132,6 +141,8 @@ class Coordinator:
         """
         try:
             trial = self.study.ask()
+        except DatabaseError:
+            raise
         except Exception as error:
             log.exception("the sampler failed")
             for frozen_trial in self.look()[len(before) :]:
@@ -163,6 +174,9 @@ class Coordinator:
 
     def _use_up_budget(self, trials: list[FrozenTrial], trial: optuna.Trial) -> bool:
         earlier = [t for t in trials if t.number < trial.number and t.state is not TrialState.FAIL]
+        attempt = trial.user_attrs.get(storage.RETRY_OF)
+        if attempt is not None and storage.is_retried(attempt, trials[: trial.number]):
+            return True  # see PatientStorage
         if self.plan.grid is None:
             return len(earlier) >= self.plan.n_trials
         key = trial.user_attrs.get(storage.GRID)
@@ -216,23 +230,43 @@ class Coordinator:
             log.error("trial %d failed: %s", number, why)
             storage.fail(self.study, frozen(trial), why)
 
-    def release(self, number: int) -> None:
-        """Queue an interrupted trial again. If nobody stops the sweep, the interruption is a death."""
+    def take_back(self, number: int) -> None:
+        """Queue a trial again that no worker has received."""
+        if (trial := self._running.pop(number, None)) is not None:
+            storage.requeue(self.study, frozen(trial), storage.INTERRUPTED, self.plan.settings)
+
+    def release(self, number: int, why: str) -> None:
+        """Queue a trial again whose process died (STALE) or was interrupted; see `study.retry`."""
         if (trial := self._running.pop(number, None)) is None:
             return
-        if self.stop_reason is not None:
+        if self.stop_reason is not None:  # it ended with the sweep
             storage.requeue(self.study, frozen(trial), storage.INTERRUPTED, self.plan.settings)
         else:
-            storage.count_death(self.study, frozen(trial), self.plan.settings)
+            storage.retry(self.study, frozen(trial), why, self.plan.settings)
 
     def tick(self) -> None:
-        """Look at the study, beat for the running trials, and queue dead ones again."""
-        settings = self.plan.settings
-        if time.monotonic() - self._beat_at > settings.grace_s / 4:
-            self._beat_at = time.monotonic()
+        """Beat for the running trials, look at the study, and queue dead trials again."""
+        grace_s = self.plan.settings.grace_s
+        if time.monotonic() - self._beat_at > grace_s / 4:
             record_heartbeats(self.study, self._running.values())
-        others = [t for t in self.look() if t.number not in self._running]
-        storage.reap(self.study, others, settings)
+            self._beat_at = time.monotonic()
+        self.look()
+        now = time.monotonic()
+        if now - self._ticked_at > LOOK_S + grace_s / 2:  # the database was away
+            self._listens_since = now
+        self._ticked_at = now
+        self.reap()
+
+    def reap(self) -> None:
+        """Queue the dead among the trials again.
+
+        A heartbeat that timed out means nothing until this coordinator has listened for
+        `grace_s`: while the database is away, nobody can beat.
+        """
+        settings = self.plan.settings
+        others = [t for t in self.trials if t.number not in self._running]
+        listened_s = time.monotonic() - self._listens_since
+        storage.reap(self.study, others, settings, trust_heartbeats=listened_s > settings.grace_s)
 
 
 class CoordinatorThread(threading.Thread):
@@ -243,6 +277,7 @@ class CoordinatorThread(threading.Thread):
         self.coordinator = coordinator
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
         self._calls = queue.SimpleQueue()
+        self._is_closed = False
 
     def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> "Future[T]":
         """Call a method of the coordinator in this thread."""
@@ -256,8 +291,11 @@ class CoordinatorThread(threading.Thread):
 
     def _note_error(self, future: "Future[Any]") -> None:
         if (error := future.exception()) is not None:
-            self.coordinator.error = self.coordinator.error or error
-            self.coordinator.stop(f"{type(error).__name__}: {error}")
+            self._end_sweep(error)
+
+    def _end_sweep(self, error: BaseException) -> None:
+        self.coordinator.error = self.coordinator.error or error
+        self.coordinator.stop(f"{type(error).__name__}: {error}")
 
     def run(self) -> None:
         look_at = time.monotonic()
@@ -275,13 +313,22 @@ class CoordinatorThread(threading.Thread):
                 look_at = time.monotonic() + LOOK_S
                 try:
                     self.coordinator.tick()
+                except DatabaseError as error:
+                    self._end_sweep(error)
                 except Exception as error:
+                    if self._is_closed:  # it was told to wait no longer
+                        return
                     log.warning("%s: %s", type(error).__name__, error)
 
     def close(self, timeout_s: float | None = None) -> bool:
-        """End the thread after the calls so far; False if they did not end in time."""
-        self._calls.put(None)
-        self.join(timeout_s)
+        """End the thread after the calls so far; False if they did not end in time.
+
+        A second call does not wait.
+        """
+        if not self._is_closed:
+            self._is_closed = True
+            self._calls.put(None)
+            self.join(timeout_s)
         return not self.is_alive()
 
 
@@ -290,6 +337,7 @@ class Channel:
 
     Args:
         worker: the identity of the worker's process.
+        is_alive: whether that process lives.
         interrupt: interrupts the worker's trial.
         end: ends the process of a worker that does not obey.
     """
@@ -299,11 +347,12 @@ class Channel:
         thread: CoordinatorThread,
         worker: dict[str, str],
         *,
+        is_alive: Callable[[], bool],
         interrupt: Callable[[], None],
         end: Callable[[], None],
     ) -> None:
         self.thread, self.coordinator, self.worker = thread, thread.coordinator, worker
-        self._interrupt, self._end = interrupt, end
+        self._is_alive, self._interrupt, self._end = is_alive, interrupt, end
         self._lock = threading.Lock()  # a trial that has ended must not be interrupted
         self._number: int | None = None
         self._limit_s = self.coordinator.plan.settings.trial_timeout_s or math.inf
@@ -311,9 +360,15 @@ class Channel:
         self._timed_out = False
 
     def next(self) -> Assignment | None:
-        while not self.coordinator.is_over:
-            assignment = self.thread.call(self.coordinator.next, self.worker).result()
-            if assignment is not None:
+        while not self.coordinator.is_over and self._is_alive():
+            future = self.thread.call(self.coordinator.next, self.worker)
+            # the database may be away
+            while not wait([future], WAIT_S).done and self._is_waiting():
+                pass
+            if not (future.done() and self._is_alive()):
+                future.add_done_callback(self._take_back)
+                return None
+            if (assignment := future.result()) is not None:
                 self._number, self._started_at = assignment.number, time.monotonic()
                 self._timed_out = False
                 return assignment
@@ -324,6 +379,14 @@ class Channel:
     def set_directory(self, directory: str) -> None:
         assert self._number is not None
         self.thread.post(self.coordinator.set_directory, self._number, directory)
+
+    def _is_waiting(self) -> bool:
+        return self.coordinator.stop_reason is None and self._is_alive()
+
+    def _take_back(self, future: "Future[Assignment | None]") -> None:
+        """Queue a trial again that came too late for this worker."""
+        if future.exception() is None and (assignment := future.result()) is not None:
+            self.thread.post(self.coordinator.take_back, assignment.number)
 
     def report(self, step: int, value: float, *, final: bool) -> bool:
         assert self._number is not None
@@ -348,14 +411,15 @@ class Channel:
             self.coordinator.stop(storage.INTERRUPTED)
         # Ctrl-C may reach the worker before the driver
         storage.wait_until(lambda: self.coordinator.stop_reason is not None, MARK_S)
-        self.thread.post(self.coordinator.release, number)
+        why = storage.INTERRUPTED if result.by_signal else storage.STALE
+        self.thread.post(self.coordinator.release, number, why)
         return False
 
     def died(self) -> None:
         """The worker's process has ended."""
         number, self._number = self._number, None
         if number is not None:
-            self.thread.post(self.coordinator.release, number)
+            self.thread.post(self.coordinator.release, number, storage.STALE)
 
     def interrupt(self) -> None:
         """Interrupt the trial, if there is one."""

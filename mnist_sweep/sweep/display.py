@@ -20,7 +20,7 @@ from mnist_sweep.common.console import console
 from mnist_sweep.common.console import table as as_table
 from mnist_sweep.sweep import optuna_internals, results
 from mnist_sweep.sweep import study as storage
-from mnist_sweep.sweep.coordinator import Coordinator
+from mnist_sweep.sweep.coordinator import LOOK_S, Coordinator
 from mnist_sweep.sweep.importances import importances
 from mnist_sweep.sweep.overrides import from_text
 from mnist_sweep.sweep.plan import Plan
@@ -29,7 +29,6 @@ from mnist_sweep.sweep.study import DONE, get_trials, own_failure
 
 log = logging.getLogger(__name__)
 
-POLL_S = 1.0
 MAX_ROWS = 20
 
 
@@ -65,7 +64,7 @@ def _live_lines(coordinator: Coordinator, over: threading.Event) -> None:
     plan = coordinator.plan
     printed = {t.number for t in coordinator.trials if t.state.is_finished()}
     while True:
-        last = over.wait(POLL_S)
+        last = over.wait(LOOK_S)
         trials = coordinator.trials
         for trial in trials:
             ended = trial.state.is_finished() and trial.number not in printed
@@ -81,7 +80,7 @@ def _live_table(coordinator: Coordinator, over: threading.Event) -> None:
     plan, patience = coordinator.plan, optuna_internals.backend(coordinator.study).patience
     started, before = time.monotonic(), plan.finished(coordinator.trials)
     with Live(console=console, refresh_per_second=2, transient=True) as view:
-        while not over.wait(POLL_S):
+        while not over.wait(LOOK_S):
             trials = coordinator.trials
             table = Table(box=None, pad_edge=False)
             for column in ("trial", "epoch", plan.metrics[0], "seconds", "parameters"):

@@ -33,7 +33,7 @@ from mnist_sweep.sweep import checks, display, hydra_internals, results, sampler
 from mnist_sweep.sweep import study as storage
 from mnist_sweep.sweep.callback import Sweep, SweepCallback
 from mnist_sweep.sweep.config import resolved, settings_key, settings_of
-from mnist_sweep.sweep.coordinator import Coordinator, CoordinatorThread
+from mnist_sweep.sweep.coordinator import SETTLE_S, Coordinator, CoordinatorThread
 from mnist_sweep.sweep.launched import LaunchedWorker
 from mnist_sweep.sweep.overrides import to_text
 from mnist_sweep.sweep.plan import Plan
@@ -46,8 +46,8 @@ log = logging.getLogger(__name__)
 
 DEFAULT_N_TRIALS = 30
 DEFAULT_DIRECTORY = "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}"  # Hydra's own hydra.sweep.dir
-LAUNCHES = 10  # of workers while the budget is open
-SETTLE_S = 4  # for interrupted workers to release their trials
+LAUNCHES = 10  # of workers in a row that end within SHORT_LAUNCH_S while the budget is open
+SHORT_LAUNCH_S = 60
 
 
 def sweep(
@@ -138,7 +138,8 @@ def sweep(
         )
         coordinator = Coordinator(study, plan, config)
         _run(coordinator, job)
-        storage.reap(study, get_trials(study), settings)
+        coordinator.look()
+        coordinator.reap()
     return _conclude(coordinator, info)
 
 
@@ -230,12 +231,15 @@ def _run(coordinator: Coordinator, job: Job) -> None:
     thread.call(coordinator.look).result()
     try:
         with display.live(coordinator):
-            for _ in range(LAUNCHES):
+            n_short = 0
+            while n_short < LAUNCHES:  # longer ones met a time limit, or were preempted
+                started_at = time.monotonic()
                 trials = thread.call(coordinator.look).result()
                 n_open = plan.n_trials - plan.finished(trials)
                 if n_open <= 0 or coordinator.is_over:
                     return
                 _launch(thread, job, n_jobs=min(_n_jobs(plan.settings), n_open))
+                n_short = n_short + 1 if time.monotonic() - started_at < SHORT_LAUNCH_S else 0
     except (KeyboardInterrupt, SystemExit):
         with signals.ignored():
             coordinator.stop(storage.INTERRUPTED)
@@ -248,7 +252,7 @@ def _run(coordinator: Coordinator, job: Job) -> None:
     finally:
         thread.close(SETTLE_S)
     raise UserError(
-        f"the workers of sweep {plan.study_name} died {LAUNCHES} times; the logs in "
+        f"the workers of sweep {plan.study_name} died {LAUNCHES} times in a row; the logs in "
         f"{plan.directory}/.workers say why. Then resume with: {resume}"
     )
 

@@ -45,12 +45,13 @@ class Result:
     values: list[float] | None = None  # one for each objective; None: the task has none
     error: str | None = None
     pruned: bool = False
-    interrupted: bool = False
+    interrupted: bool = False  # by a signal, or because the task ended the process
+    by_signal: bool = False
     summary: Mapping[str, float] = field(default_factory=dict)
 
 
-class Coordinator(Protocol):
-    """What a worker can ask. See `mnist_sweep.sweep.coordinator`."""
+class CoordinatorClient(Protocol):
+    """A worker's way to its coordinator: `Channel` in one process, `PipeClient` across a pipe."""
 
     def next(self) -> Assignment | None:
         """Wait for the next trial; None at the end of the sweep."""
@@ -131,7 +132,7 @@ class Job:
 class WorkerTrial(Trial):
     """The handle of a trial that a worker runs."""
 
-    def __init__(self, assignment: Assignment, job: Job, coordinator: Coordinator) -> None:
+    def __init__(self, assignment: Assignment, job: Job, coordinator: CoordinatorClient) -> None:
         self.number, self.sweep, self.tags = assignment.number, job.settings.name, job.tags
         self.params = assignment.params
         self.directory = job.directory / str(assignment.number)
@@ -154,7 +155,7 @@ class WorkerTrial(Trial):
         self.summary = {name: float(value) for name, value in summary.items()}
 
 
-def run_trials(job: Job, coordinator: Coordinator) -> int:
+def run_trials(job: Job, coordinator: CoordinatorClient) -> int:
     """Run trials until the coordinator has no more; return how many.
 
     Raises:
@@ -165,16 +166,19 @@ def run_trials(job: Job, coordinator: Coordinator) -> int:
         handle = WorkerTrial(assignment, job, coordinator)
         try:
             goes_on = coordinator.tell(_run(job, assignment, handle, coordinator))
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit) as error:
+            by_signal = isinstance(error, KeyboardInterrupt | signals.Terminated)
             with signals.ignored():
-                goes_on = coordinator.tell(Result(interrupted=True))
+                goes_on = coordinator.tell(Result(interrupted=True, by_signal=by_signal))
             if not goes_on:
                 raise
         n_run += 1
     return n_run
 
 
-def _run(job: Job, assignment: Assignment, handle: WorkerTrial, coordinator: Coordinator) -> Result:
+def _run(
+    job: Job, assignment: Assignment, handle: WorkerTrial, coordinator: CoordinatorClient
+) -> Result:
     try:
         config = job.compose(assignment)
     except Exception as error:  # this point makes no configuration

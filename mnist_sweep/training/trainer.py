@@ -194,7 +194,7 @@ class Trainer:
     def fit(self, tracker: Tracker, trial: Trial) -> State:
         """Train until the last epoch, an early stop or a prune; then load the best weights.
 
-        SIGINT and SIGTERM take effect between two steps, after a checkpoint.
+        SIGINT, SIGTERM and SIGUSR2 take effect between two steps, after a checkpoint.
 
         Raises:
             DivergedError: a loss is not finite.
