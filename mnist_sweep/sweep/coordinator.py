@@ -17,7 +17,14 @@ from optuna.pruners import NopPruner
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_sweep.sweep import study as storage
-from mnist_sweep.sweep.optuna_internals import frozen, record_heartbeat, record_heartbeats
+from mnist_sweep.sweep.optuna_internals import (
+    begin,
+    copy_pruner_records,
+    frozen,
+    handle,
+    record_heartbeats,
+)
+from mnist_sweep.sweep.places import first_attempt
 from mnist_sweep.sweep.plan import Plan
 from mnist_sweep.sweep.study import DONE, count, get_trials
 from mnist_sweep.sweep.worker import Assignment, Result
@@ -54,6 +61,8 @@ class Coordinator:
         self.error: BaseException | None = None
         self._n_duplicates = 0  # in a row
         self._running: dict[int, optuna.Trial] = {}
+        # of a retry with a checkpoint that has reported nothing: the attempts before
+        self._earlier: dict[int, list[FrozenTrial]] = {}
         self._beat_at = time.monotonic()
 
     def look(self) -> list[FrozenTrial]:
@@ -91,12 +100,10 @@ class Coordinator:
             lock = plan.directory / "grid.lock"
             storage.enqueue_grid(self.study, plan.grid, plan.failed_before, lock)
             trials = self.look()
-        trial = self._ask(trials)
+        owner = {**worker, "driver": plan.driver, "invocation": plan.invocation}
+        trial = self._ask(trials, owner)
         if trial is None:
             return None
-        record_heartbeat(trial)  # at once: a trial without a heartbeat never counts as dead
-        owner = {**worker, "driver": plan.driver, "invocation": plan.invocation}
-        trial.set_user_attr(storage.WORKER, owner)
         try:
             point = plan.space.suggest(trial, self.config)
         except Exception as error:  # the sampler cannot draw from this space
@@ -115,10 +122,14 @@ class Coordinator:
         self._running[trial.number] = trial
         overrides = [*plan.space.fixed, *(f"{name}={value}" for name, value in point.items())]
         resume = trial.user_attrs.get(storage.RESUME)
+        if resume is not None:
+            first = trial.user_attrs[storage.FIRST]
+            attempts = [t for t in trials if first_attempt(t) == first and t.number != trial.number]
+            self._earlier[trial.number] = attempts
         return Assignment(trial.number, point, overrides, resume)
 
-    def _ask(self, before: list[FrozenTrial]) -> optuna.Trial | None:
-        """Ask for a trial.
+    def _ask(self, before: list[FrozenTrial], owner: dict[str, Any]) -> optuna.Trial | None:
+        """Begin a trial: a queued one if there is any, retries first.
 
         Args:
             before: the trials so far.
@@ -126,16 +137,14 @@ class Coordinator:
         Returns:
             None if others use up the budget, or if the sampler fails, which FAILs the trial.
         """
+        queued = [t for t in before if t.state is TrialState.WAITING]
+        queued.sort(key=first_attempt)
+        begun = begin(self.study, queued, {storage.WORKER: owner})
         try:
-            trial = self.study.ask()
+            trial = handle(self.study, begun)
         except Exception as error:
             log.exception("the sampler failed")
-            for frozen_trial in self.look()[len(before) :]:
-                is_running = frozen_trial.state is TrialState.RUNNING
-                if is_running and storage.WORKER not in frozen_trial.user_attrs:
-                    storage.fail(
-                        self.study, frozen_trial, f"{type(error).__name__}: {error}"[:2000]
-                    )
+            storage.fail(self.study, begun, f"{type(error).__name__}: {error}"[:2000])
             return None
         if self._is_surplus(trial, before):
             self._discard(trial, storage.SURPLUS)
@@ -177,16 +186,40 @@ class Coordinator:
         if trial is None:
             return True
         try:
+            self._repeat_reports(trial, before=step)
             trial.report(value, step)
             return not (final or isinstance(self.study.pruner, NopPruner)) and trial.should_prune()
         except UpdateFinishedTrialError:  # another host took this one for dead
             return True
+
+    def _repeat_reports(self, trial: optuna.Trial, before: int) -> None:
+        """Report what earlier attempts reported before the checkpoint that a retry resumed from.
+
+        Args:
+            before: the step that the retry reports first.
+        """
+        attempts = self._earlier.pop(trial.number, [])
+        values = {k: v for t in attempts for k, v in t.intermediate_values.items() if k < before}
+        for step in sorted(values):
+            trial.report(values[step], step)
+            if not isinstance(self.study.pruner, NopPruner):
+                trial.should_prune()  # the pruner may note the value; the trial has gone on since
+
+    def _repeat_all(self, trial: optuna.Trial) -> None:
+        """Report what earlier attempts reported if the checkpoint was of the finished trial."""
+        attempts = self._earlier.pop(trial.number, [])
+        values = {k: v for t in attempts for k, v in t.intermediate_values.items()}
+        for step in sorted(values):
+            trial.report(values[step], step)
+        for attempt in attempts:
+            copy_pruner_records(attempt, trial)
 
     def tell(self, number: int, result: Result) -> None:
         """Record the end of a trial that was not interrupted."""
         if (trial := self._running.get(number)) is None:
             return
         with suppress(UpdateFinishedTrialError):  # another host took this one for dead
+            self._repeat_all(trial)
             if result.summary:
                 trial.set_user_attr(storage.SUMMARY, dict(result.summary))
             if result.error is not None:

@@ -36,6 +36,7 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import Session
 
 from mnist_sweep.common import processes, sqlite
 from mnist_sweep.common.configs import is_under
@@ -67,7 +68,10 @@ WORKER = "worker"
 REPLACED = "replaced"  # reason for a FAIL that is not the trial's own fault, one of:
 STALE, INTERRUPTED, SURPLUS, DUPLICATE = "stale", "interrupted", "surplus", "duplicate"
 DEATHS = "deaths"  # how many processes died while running these parameters
-DIRECTORY = "directory"
+FIRST = "first"  # of a retry: the number of the first attempt
+DIRECTORY = (
+    "directory"  # set when all parameters are drawn; of a queued retry: of the attempt before
+)
 RESUME = "resume"  # directory of an earlier attempt that left a checkpoint
 ERROR = "error"
 SUMMARY = "summary"  # final metrics of the run
@@ -146,6 +150,20 @@ class ExactStorage(RDBStorage):
     def _get_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
         return optuna_internals.read_trials(self, *args, **kwargs)
 
+    def _get_prepared_new_trial(
+        self, study_id: int, template_trial: FrozenTrial | None, session: Session
+    ) -> Any:
+        trial = super()._get_prepared_new_trial(study_id, template_trial, session)
+        if trial.state is TrialState.RUNNING:
+            optuna_internals.add_heartbeat(session, trial.trial_id)
+        return trial
+
+    def claim(self, *args: Any) -> bool:
+        return optuna_internals.claim(self, *args)
+
+    def replace(self, *args: Any) -> bool:
+        return optuna_internals.replace(self, *args)
+
 
 class PatientStorage(ExactStorage):
     """Waits in every call for a database that is away."""
@@ -165,7 +183,7 @@ def _patient(name: str) -> Callable[..., Any]:
     return call
 
 
-for _name in optuna_internals.STORAGE_CALLS:
+for _name in (*optuna_internals.STORAGE_CALLS, "claim", "replace"):
     setattr(PatientStorage, _name, _patient(_name))
 
 
@@ -346,23 +364,25 @@ def requeue(
     settings: DictConfig,
     attributes: Mapping[str, Any] | None = None,
 ) -> None:
-    """FAIL this trial as replaced, and queue its parameters as a new trial with its checkpoint."""
-    if not fail(study, trial, why, mark=REPLACED):
-        return  # another process was faster, or the trial ended after all
-    kept = {k: v for k, v in trial.user_attrs.items() if k in (DEATHS, RESUME, GRID)}
+    """FAIL this trial as replaced, and queue it again with its parameters and its checkpoint.
+
+    If its process ended before all parameters were drawn, the next attempt draws them anew.
+    """
+    kept = {k: v for k, v in trial.user_attrs.items() if k in (DEATHS, RESUME, GRID, DIRECTORY)}
     directory = trial.user_attrs.get(DIRECTORY)
     if has_checkpoint(directory, settings):
         kept[RESUME] = directory
-    study.add_trial(
-        optuna.create_trial(
-            state=TrialState.WAITING,
-            params=trial.params,
-            distributions=trial.distributions,
-            user_attrs={**kept, **(attributes or {})},
-            system_attrs={k: v for k, v in trial.system_attrs.items() if k == "fixed_params"},
-        )
+    is_drawn = directory is not None
+    recorded = optuna_internals.of_sampler(trial)
+    successor = optuna.create_trial(
+        state=TrialState.WAITING,
+        params=trial.params if is_drawn else {},
+        distributions=trial.distributions if is_drawn else {},
+        user_attrs={FIRST: trial.user_attrs.get(FIRST, trial.number), **kept, **(attributes or {})},
+        system_attrs={k: v for k, v in recorded.items() if is_drawn or k == "fixed_params"},
     )
-    log.info("trial %d is %s: its parameters go back to the queue", trial.number, why)
+    if optuna_internals.replace_trial(study, trial, {REPLACED: why}, successor):
+        log.info("trial %d is %s: its parameters go back to the queue", trial.number, why)
 
 
 def has_checkpoint(directory: str | None, settings: DictConfig) -> bool:
