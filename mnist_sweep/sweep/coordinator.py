@@ -61,6 +61,8 @@ class Coordinator:
         self.error: BaseException | None = None
         self._n_duplicates = 0  # in a row
         self._running: dict[int, optuna.Trial] = {}
+        self._is_new = True  # it has given out no trial
+        self._orphans_end = False  # workers of a driver that has died
         # of a retry with a checkpoint that has reported nothing: the attempts before
         self._earlier: dict[int, list[FrozenTrial]] = {}
         self._beat_at = time.monotonic()
@@ -94,8 +96,10 @@ class Coordinator:
         if self.is_over or n_finished >= plan.n_trials:
             self.is_over = True
             return None
-        if n_finished + plan.running(trials) >= plan.n_trials:
+        waits = self._is_new and self._orphans_end  # to begin with the trials that they give back
+        if waits or n_finished + plan.running(trials) >= plan.n_trials:
             return None
+        self._is_new = False
         if plan.grid is not None and not count(trials, TrialState.WAITING):
             lock = plan.directory / "grid.lock"
             storage.enqueue_grid(self.study, plan.grid, plan.failed_before, lock)
@@ -251,7 +255,7 @@ class Coordinator:
             self._beat_at = time.monotonic()
             record_heartbeats(self.study, self._running.values())
         others = [t for t in self.look() if t.number not in self._running]
-        storage.reap(self.study, others, settings)
+        self._orphans_end = storage.reap(self.study, others, settings)
 
 
 class CoordinatorThread(threading.Thread):

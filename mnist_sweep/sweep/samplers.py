@@ -11,7 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 from optuna import Study
 from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner, NopPruner
-from optuna.samplers import BaseSampler, CmaEsSampler, TPESampler
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    QMCSampler,
+    RandomSampler,
+    TPESampler,
+)
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_sweep.common.build import bind, targets
@@ -141,9 +147,15 @@ def make_sampler(settings: DictConfig) -> BaseSampler:
     bound = _bind(SAMPLER, settings.sampler)
     takes_seed = "seed" in inspect.signature(bound.func).parameters
 
+    def arguments(seed: int) -> dict[str, Any]:
+        if bound.func is QMCSampler:  # all trials take their points from one sequence
+            independent = RandomSampler(seed=seed)
+            return {"independent_sampler": independent, **bound.keywords, "seed": settings.seed}
+        return {"seed": seed} if takes_seed else {}
+
     def make(seed: int) -> BaseSampler:
         with argument_errors(SAMPLER, settings.sampler):
-            sampler = bound(seed=seed) if takes_seed else bound()
+            sampler = bound(**arguments(seed))
         if not isinstance(sampler, BaseSampler):
             raise _wrong_kind(SAMPLER, settings.sampler)
         return sampler

@@ -327,25 +327,34 @@ def own_failure(trial: FrozenTrial) -> bool:
     return trial.state is TrialState.FAIL and REPLACED not in trial.user_attrs
 
 
-def reap(study: optuna.Study, trials: Iterable[FrozenTrial], settings: DictConfig) -> None:
-    """Queue again those of the trials whose process ended or whose heartbeat timed out."""
+def reap(study: optuna.Study, trials: Iterable[FrozenTrial], settings: DictConfig) -> bool:
+    """Queue again those of the trials whose process ended or whose heartbeat timed out.
+
+    Returns:
+        Whether the driver of a trial has died, and its worker is about to save a checkpoint and end.
+    """
     running = [t for t in trials if t.state is TrialState.RUNNING]
     if not running:
-        return
+        return False
     silent = optuna_internals.stale_trial_ids(study)
+    any_ends = False
     for trial in running:
         worker = trial.user_attrs.get(WORKER)
         started = trial.datetime_start or datetime.now()
-        if worker is None:  # its process ended right after it asked
+        is_orphan = bool(worker) and processes.is_dead(worker.get("driver", {}))
+        is_silent = optuna_internals.trial_id(trial) in silent
+        if worker is None:  # begun by another program
             dead = (datetime.now() - started).total_seconds() > settings.grace_s
         elif processes.is_here(worker):  # on this host the process table is more reliable
-            dead = processes.is_dead(worker)
+            dead = processes.is_dead(worker) or (is_orphan and is_silent)
         else:
-            dead = optuna_internals.trial_id(trial) in silent
-        if dead and worker and processes.is_dead(worker.get("driver", {})):
+            dead = is_silent
+        if dead and is_orphan:
             requeue(study, trial, INTERRUPTED, settings)  # it ended with its driver
         elif dead:
             count_death(study, trial, settings)
+        any_ends |= is_orphan and not dead
+    return any_ends
 
 
 def count_death(study: optuna.Study, trial: FrozenTrial, settings: DictConfig) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,8 @@ ENDED = {**process_identity(), "boot_id": "another boot"}  # a process that is c
 CUTS = 20
 N_TRIALS = 16
 N_STEPS = 6
-NUMBERS = ["a=interval(0,1)", "b=tag(log,interval(1e-3,1))"]
+SPACE = ["a=interval(0,1)", "b=tag(log,interval(1e-3,1))", "c=choice(1,2)"]
+GRID = ["a=choice(0.9,0.1,0.4,0.3)", "b=choice(0.01,0.1)", "c=choice(1,2)"]
 SMALLER = {  # so that few trials reach the interesting parts
     "tpe": {"n_startup_trials": 5},
     "gp": {"n_startup_trials": 8},
@@ -54,9 +56,10 @@ class Killed(BaseException):
 
 def settings(search: str, pruner: str) -> DictConfig:
     """The settings that conf/ has for a search and a pruner."""
-    sampler = OTHERS.get(search) or OmegaConf.load(CONF / f"search/{search}.yaml").sampler
     chosen = {"name": "s", "seed": 3, "checkpoint": "last.json"}
-    chosen["sampler"] = {**sampler, **SMALLER.get(search, {})}
+    sampler = OTHERS.get(search) or OmegaConf.load(CONF / f"search/{search}.yaml").get("sampler")
+    if sampler:
+        chosen["sampler"] = {**sampler, **SMALLER.get(search, {})}
     if pruner != "none":
         node = OTHERS.get(pruner) or OmegaConf.load(CONF / f"pruner/{pruner}.yaml")
         chosen["pruner"] = OmegaConf.merge(node, SMALLER.get(pruner, {}))
@@ -123,14 +126,19 @@ def open_study(engine_of: RDBStorage, folder: Path, name: str, chosen: DictConfi
         sampler=samplers.make_sampler(chosen),
         pruner=samplers.make_pruner(chosen),
     )
-    numerical = "CmaEs" in chosen.sampler._target_
+    arguments = SPACE
+    if chosen.sampler is None:
+        arguments = GRID
+    elif "CmaEs" in chosen.sampler._target_:
+        arguments = SPACE[:2]  # numbers only
+    space = parse(chosen, arguments)
     plan = Plan(
         invocation="i",
         failed_before=frozenset(),
         study_name=name,
-        space=parse(chosen, NUMBERS if numerical else [*NUMBERS, "c=choice(1,2)"]),
+        space=space,
         n_trials=N_TRIALS,
-        grid=None,
+        grid=space.grid(OmegaConf.create()) if space.is_grid else None,
         metrics=list(chosen.objectives or ["y"]),
         settings=chosen,
         directory=folder / name,
@@ -203,6 +211,7 @@ CASES = [
         for pruner in ("asha", "hyperband", "median", "patient")
         for kind in KINDS
     ],
+    (("grid", "asha"), "later"),
     (("tpe", "asha"), "later"),
     (("cmaes", "hyperband"), "later"),
 ]
@@ -253,3 +262,26 @@ def test_study_cut_anywhere_is_the_same(
     n_replaced = sum(storage.REPLACED in t.user_attrs for t in parts)
     assert n_replaced >= CUTS / 4, "the others fall between two trials"
     assert outcome(parts) == expected
+
+
+def test_new_driver_waits_for_the_trial_that_a_dead_driver_leaves(
+    opened: RDBStorage, folder: Path
+) -> None:
+    """It gets the trial with its last checkpoint. A trial begun before would be of another place."""
+    worker = subprocess.Popen(["sleep", "60"])
+    try:
+        chosen = settings("random", "none")
+        first = open_study(opened, folder, "orphan", chosen)
+        left = first.next(process_identity(worker.pid))
+        assert left is not None
+        second = open_study(opened, folder, "orphan", chosen)
+        second.tick()
+        assert second.next(ENDED) is None
+        assert not second.is_over
+    finally:
+        worker.kill()
+        worker.wait()
+    second.tick()
+    retry = second.next(ENDED)
+    assert retry is not None
+    assert retry.params == left.params
