@@ -21,7 +21,7 @@ from mnist_sweep.sweep.optuna_internals import (
     begin,
     copy_pruner_records,
     frozen,
-    handle,
+    read_trial,
     record_heartbeats,
 )
 from mnist_sweep.sweep.places import first_attempt
@@ -143,12 +143,13 @@ class Coordinator:
         """
         queued = [t for t in before if t.state is TrialState.WAITING]
         queued.sort(key=first_attempt)
-        begun = begin(self.study, queued, {storage.WORKER: owner})
+        trial_id = begin(self.study, queued, {storage.WORKER: owner})
         try:
-            trial = handle(self.study, begun)
+            trial = optuna.Trial(self.study, trial_id)
         except Exception as error:
             log.exception("the sampler failed")
-            storage.fail(self.study, begun, f"{type(error).__name__}: {error}"[:2000])
+            why = f"{type(error).__name__}: {error}"[:2000]
+            storage.fail(self.study, read_trial(self.study, trial_id), why)
             return None
         if self._is_surplus(trial, before):
             self._discard(trial, storage.SURPLUS)

@@ -62,8 +62,8 @@ class PlacedStorage:
     @cached_property
     def number(self) -> int:
         """The place of the trial."""
-        (number,) = [t.number for t in self.trials if t._trial_id == self._trial_id]
-        return number
+        latest_first = reversed(self.trials)
+        return next(t.number for t in latest_first if t._trial_id == self._trial_id)
 
     def get_study_id_from_name(self, _name: str) -> int:
         return self._study_id
@@ -255,24 +255,21 @@ def add_heartbeat(session: Session, trial_id: int) -> None:
     session.add(models.TrialHeartbeatModel(trial_id=trial_id))
 
 
-def begin(
-    study: optuna.Study, queued: Iterable[FrozenTrial], attributes: Mapping[str, Any]
-) -> FrozenTrial:
+def begin(study: optuna.Study, queued: Iterable[FrozenTrial], attributes: Mapping[str, Any]) -> int:
     """Begin the first of the queued trials that no other process begins, or else a new trial.
 
-    Unlike `Study.ask` it sets user attributes in the same transaction: no RUNNING trial is without them.
+    Unlike `Study.ask` it sets user attributes in the same transaction, so that no RUNNING trial is
+    without them.
+
+    Returns:
+        The id of the trial.
     """
     study._thread_local.cached_all_trials = None
     for trial in queued:
         if backend(study).claim(trial._trial_id, attributes):
-            return study._storage.get_trial(trial._trial_id)
+            return trial._trial_id
     new = create_trial(state=TrialState.RUNNING, user_attrs=dict(attributes))
-    return study._storage.get_trial(study._storage.create_new_trial(study._study_id, new))
-
-
-def handle(study: optuna.Study, trial: FrozenTrial) -> Trial:
-    """The object by which to suggest and report. Raises what the sampler raises."""
-    return Trial(study, trial._trial_id)
+    return study._storage.create_new_trial(study._study_id, new)
 
 
 def replace_trial(
@@ -305,7 +302,11 @@ def suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
 
 def frozen(trial: Trial) -> FrozenTrial:
     """The trial's present state in the database."""
-    return trial.study._storage.get_trial(trial._trial_id)
+    return read_trial(trial.study, trial._trial_id)
+
+
+def read_trial(study: optuna.Study, trial_id: int) -> FrozenTrial:
+    return study._storage.get_trial(trial_id)
 
 
 def backend(study: optuna.Study) -> Any:

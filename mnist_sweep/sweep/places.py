@@ -1,6 +1,7 @@
 """The places of trials in their study. A retry takes the place of the trial that it retries."""
 
 import copy
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial
@@ -31,16 +32,17 @@ class Places:
         Args:
             trials: all trials of the study, by number.
         """
-        n_places, places, shown = 0, {}, []
+        shown = []
+        skipped: list[int] = []  # numbers without a place of their own, in order
         for trial in trials:
-            attributes = trial.user_attrs
-            if FIRST not in attributes:
-                places[trial.number] = n_places
-                n_places += attributes.get(REPLACED) != SURPLUS
+            number, attributes = trial.number, trial.user_attrs
+            first = attributes.get(FIRST, number)
             if REPLACED not in attributes:
-                place = places[attributes.get(FIRST, trial.number)]
-                shown.append(trial if trial.number == place else self._renumbered(trial, place))
-        return sorted(shown, key=lambda trial: trial.number)
+                place = first - bisect_left(skipped, first)
+                shown.append(trial if number == place else self._renumbered(trial, place))
+            if first != number or attributes.get(REPLACED) == SURPLUS:
+                skipped.append(number)
+        return sorted(shown, key=lambda trial: trial.number) if skipped else shown
 
     def _renumbered(self, trial: FrozenTrial, place: int) -> FrozenTrial:
         original, copied = self._copies.get(trial.number, (None, trial))
