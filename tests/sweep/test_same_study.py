@@ -24,6 +24,7 @@ from mnist_sweep.sweep.coordinator import Coordinator
 from mnist_sweep.sweep.plan import Plan
 from mnist_sweep.sweep.space import parse
 from mnist_sweep.sweep.worker import Assignment, Result
+from tests.helpers import engine
 
 CONF = Path(__file__).parents[2] / "conf"
 ENDED = {**process_identity(), "boot_id": "another boot"}  # a process that is certainly dead
@@ -285,3 +286,36 @@ def test_new_driver_waits_for_the_trial_that_a_dead_driver_leaves(
     retry = second.next(ENDED)
     assert retry is not None
     assert retry.params == left.params
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sampler", "pruner"),
+    [
+        ("TPESampler,n_startup_trials:3", "SuccessiveHalvingPruner,min_resource:1"),
+        ("CmaEsSampler", "HyperbandPruner,max_resource:4"),
+    ],
+)
+def test_killed_commands_give_the_same_study(store: Path, sampler: str, pruner: str) -> None:
+    """First a worker is killed, then the driver. The next driver starts while the worker ends."""
+    arguments = (
+        *("x=interval(0,1)", "sleep_s=interval(0.03,0.08)", "epochs=4", "sweep.n_trials=12"),
+        f"+sweep.sampler={{_target_:optuna.samplers.{sampler}}}",
+        f"+sweep.pruner={{_target_:optuna.pruners.{pruner}}}",
+    )
+    code, out = engine.run(*arguments, "sweep.name=whole", store=store)
+    assert code == 0, out
+    parts = (*arguments, "sweep.name=parts")
+    driver = engine.start(*parts, store=store)
+    try:
+        engine.wait_for(lambda: engine.n_done(engine.trials(store, "parts")) >= 2)
+        engine.workers(driver)[0].kill()
+        engine.wait_for(lambda: engine.n_done(engine.trials(store, "parts")) >= 6)
+        driver.kill()
+        code, out = engine.run(*parts, store=store)
+        assert code == 0, out
+    finally:
+        engine.end(driver)
+    found = engine.trials(store, "parts")
+    assert engine.states(found)["stale"] == 1
+    assert outcome(found) == outcome(engine.trials(store, "whole"))
