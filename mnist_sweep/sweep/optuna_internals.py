@@ -96,7 +96,7 @@ class PlacedTrial(FrozenTrial):
     def __init__(self, trial: FrozenTrial, storage: PlacedStorage) -> None:
         self.__dict__.update(vars(trial), _placed_storage=storage)
 
-    @property
+    @property  # type: ignore[misc]
     def number(self) -> int:
         return self._placed_storage.number  # type: ignore[attr-defined, no-any-return]
 
@@ -212,7 +212,7 @@ def locked(storage: RDBStorage, trial_id: int) -> Iterator[tuple[Session, models
 def claim(storage: RDBStorage, trial_id: int, attributes: Mapping[str, Any]) -> bool:
     """Make a queued trial RUNNING, with its first heartbeat; False if another process was faster."""
     with locked(storage, trial_id) as (session, trial):
-        if trial.state is not TrialState.WAITING:
+        if trial.state != TrialState.WAITING:
             return False
         _set_user_attributes(storage, session, trial_id, attributes)
         add_heartbeat(session, trial_id)

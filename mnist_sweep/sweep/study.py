@@ -153,8 +153,8 @@ class ExactStorage(RDBStorage):
     def _get_prepared_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None, session: Session
     ) -> Any:
-        trial = super()._get_prepared_new_trial(study_id, template_trial, session)
-        if trial.state is TrialState.RUNNING:
+        trial: Any = super()._get_prepared_new_trial(study_id, template_trial, session)
+        if trial.state == TrialState.RUNNING:
             optuna_internals.add_heartbeat(session, trial.trial_id)
         return trial
 
@@ -341,7 +341,7 @@ def reap(study: optuna.Study, trials: Iterable[FrozenTrial], settings: DictConfi
     for trial in running:
         worker = trial.user_attrs.get(WORKER)
         started = trial.datetime_start or datetime.now()
-        is_orphan = bool(worker) and processes.is_dead(worker.get("driver", {}))
+        is_orphan = worker is not None and processes.is_dead(worker.get("driver", {}))
         is_silent = optuna_internals.trial_id(trial) in silent
         if worker is None:  # begun by another program
             dead = (datetime.now() - started).total_seconds() > settings.grace_s
