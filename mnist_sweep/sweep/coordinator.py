@@ -17,7 +17,14 @@ from optuna.pruners import NopPruner
 from optuna.trial import FrozenTrial, TrialState
 
 from mnist_sweep.sweep import study as storage
-from mnist_sweep.sweep.optuna_internals import frozen, record_heartbeat, record_heartbeats
+from mnist_sweep.sweep.optuna_internals import (
+    begin,
+    copy_pruner_records,
+    frozen,
+    read_trial,
+    record_heartbeats,
+)
+from mnist_sweep.sweep.places import first_attempt
 from mnist_sweep.sweep.plan import Plan
 from mnist_sweep.sweep.study import DONE, DatabaseError, count, get_trials
 from mnist_sweep.sweep.worker import Assignment, Result
@@ -59,6 +66,11 @@ class Coordinator:
         self.error: BaseException | None = None
         self._n_duplicates = 0  # in a row
         self._running: dict[int, optuna.Trial] = {}
+        self._owners: list[dict[str, Any]] = []  # of the trials that it gives out
+        self._is_new = True  # it has given out no trial
+        self._orphans_end = False  # workers of a driver that has died
+        # of a retry with a checkpoint that has reported nothing: the attempts before
+        self._earlier: dict[int, list[FrozenTrial]] = {}
         self._beat_at = self._ticked_at = self._listens_since = time.monotonic()
 
     def look(self) -> list[FrozenTrial]:
@@ -96,18 +108,20 @@ class Coordinator:
         if self.is_over or n_finished >= plan.n_trials:
             self.is_over = True
             return None
-        if n_finished + plan.running(trials) >= plan.n_trials:
+        waits = self._is_new and self._orphans_end  # to begin with the trials that they give back
+        if waits or n_finished + plan.running(trials) >= plan.n_trials:
             return None
+        self._is_new = False
         if plan.grid is not None and not count(trials, TrialState.WAITING):
             lock = plan.directory / "grid.lock"
             storage.enqueue_grid(self.study, plan.grid, plan.failed_before, lock)
             trials = self.look()
-        trial = self._ask(trials)
+        owner = {**worker, "driver": plan.driver, "invocation": plan.invocation}
+        if owner not in self._owners:
+            self._owners.append(owner)
+        trial = self._ask(trials, owner)
         if trial is None:
             return None
-        record_heartbeat(trial)  # at once: a trial without a heartbeat never counts as dead
-        owner = {**worker, "driver": plan.driver, "invocation": plan.invocation}
-        trial.set_user_attr(storage.WORKER, owner)
         try:
             point = plan.space.suggest(trial, self.config)
         except (DatabaseError, UpdateFinishedTrialError):
@@ -128,10 +142,14 @@ class Coordinator:
         self._running[trial.number] = trial
         overrides = [*plan.space.fixed, *(f"{name}={value}" for name, value in point.items())]
         resume = trial.user_attrs.get(storage.RESUME)
+        if resume is not None:
+            first = trial.user_attrs[storage.FIRST]
+            attempts = [t for t in trials if first_attempt(t) == first and t.number != trial.number]
+            self._earlier[trial.number] = attempts
         return Assignment(trial.number, point, overrides, resume)
 
-    def _ask(self, before: list[FrozenTrial]) -> optuna.Trial | None:
-        """Ask for a trial.
+    def _ask(self, before: list[FrozenTrial], owner: dict[str, Any]) -> optuna.Trial | None:
+        """Begin a trial: a queued one if there is any, retries first.
 
         Args:
             before: the trials so far.
@@ -139,18 +157,17 @@ class Coordinator:
         Returns:
             None if others use up the budget, or if the sampler fails, which FAILs the trial.
         """
+        queued = [t for t in before if t.state is TrialState.WAITING]
+        queued.sort(key=first_attempt)
+        trial_id = begin(self.study, queued, {storage.WORKER: owner})
         try:
-            trial = self.study.ask()
+            trial = optuna.Trial(self.study, trial_id)
         except DatabaseError:
             raise
         except Exception as error:
             log.exception("the sampler failed")
-            for frozen_trial in self.look()[len(before) :]:
-                is_running = frozen_trial.state is TrialState.RUNNING
-                if is_running and storage.WORKER not in frozen_trial.user_attrs:
-                    storage.fail(
-                        self.study, frozen_trial, f"{type(error).__name__}: {error}"[:2000]
-                    )
+            why = f"{type(error).__name__}: {error}"[:2000]
+            storage.fail(self.study, read_trial(self.study, trial_id), why)
             return None
         if self._is_surplus(trial, before):
             self._discard(trial, storage.SURPLUS)
@@ -174,9 +191,6 @@ class Coordinator:
 
     def _use_up_budget(self, trials: list[FrozenTrial], trial: optuna.Trial) -> bool:
         earlier = [t for t in trials if t.number < trial.number and t.state is not TrialState.FAIL]
-        attempt = trial.user_attrs.get(storage.RETRY_OF)
-        if attempt is not None and storage.is_retried(attempt, trials[: trial.number]):
-            return True  # see PatientStorage
         if self.plan.grid is None:
             return len(earlier) >= self.plan.n_trials
         key = trial.user_attrs.get(storage.GRID)
@@ -199,16 +213,40 @@ class Coordinator:
         if trial is None:
             return True
         try:
+            self._repeat_reports(trial, before=step)
             trial.report(value, step)
             return not (final or isinstance(self.study.pruner, NopPruner)) and trial.should_prune()
         except UpdateFinishedTrialError:  # another host took this one for dead
             return True
+
+    def _repeat_reports(self, trial: optuna.Trial, before: int) -> None:
+        """Report what earlier attempts reported before the checkpoint that a retry resumed from.
+
+        Args:
+            before: the step that the retry reports first.
+        """
+        attempts = self._earlier.pop(trial.number, [])
+        values = {k: v for t in attempts for k, v in t.intermediate_values.items() if k < before}
+        for step in sorted(values):
+            trial.report(values[step], step)
+            if not isinstance(self.study.pruner, NopPruner):
+                trial.should_prune()  # the pruner may note the value; the trial has gone on since
+
+    def _repeat_all(self, trial: optuna.Trial) -> None:
+        """Report what earlier attempts reported if the checkpoint was of the finished trial."""
+        attempts = self._earlier.pop(trial.number, [])
+        values = {k: v for t in attempts for k, v in t.intermediate_values.items()}
+        for step in sorted(values):
+            trial.report(values[step], step)
+        for attempt in attempts:
+            copy_pruner_records(attempt, trial)
 
     def tell(self, number: int, result: Result) -> None:
         """Record the end of a trial that was not interrupted."""
         if (trial := self._running.get(number)) is None:
             return
         with suppress(UpdateFinishedTrialError):  # another host took this one for dead
+            self._repeat_all(trial)
             if result.summary:
                 trial.set_user_attr(storage.SUMMARY, dict(result.summary))
             if result.error is not None:
@@ -265,8 +303,15 @@ class Coordinator:
         """
         settings = self.plan.settings
         others = [t for t in self.trials if t.number not in self._running]
+        for trial in others:
+            owner = trial.user_attrs.get(storage.WORKER)
+            if trial.state is TrialState.RUNNING and owner in self._owners:
+                # it was begun, but the database's answer was lost: no worker has received it
+                storage.requeue(self.study, trial, storage.INTERRUPTED, settings)
         listened_s = time.monotonic() - self._listens_since
-        storage.reap(self.study, others, settings, trust_heartbeats=listened_s > settings.grace_s)
+        self._orphans_end = storage.reap(
+            self.study, others, settings, trust_heartbeats=listened_s > settings.grace_s
+        )
 
 
 class CoordinatorThread(threading.Thread):

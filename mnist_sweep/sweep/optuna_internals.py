@@ -1,17 +1,22 @@
 """The private names of Optuna that the engine needs, in one place."""
 
+import copy
 import json
 from collections import defaultdict
-from collections.abc import Container, Iterable, Sequence
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from functools import cache, cached_property
+from typing import Any, cast
 
 import optuna
 from optuna.distributions import BaseDistribution, json_to_distribution
-from optuna.storages import RDBStorage
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
-from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy import func, or_, select, update
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from sqlalchemy import func, or_, select, text, update
 from sqlalchemy.orm import Session
 
 # the methods of an RDBStorage by which Optuna touches the database, besides set_trial_state_values
@@ -24,6 +29,99 @@ STORAGE_CALLS = (
     *("set_trial_intermediate_value", "set_trial_user_attr", "set_trial_system_attr"),
     *("record_heartbeat", "_get_stale_trial_ids"),
 )
+
+# System attributes of a trial begin with this if a pruner of Optuna sets them.
+OF_PRUNERS = "completed_rung_"
+OF_STUDY = "study:"  # with this if they stand for attributes of the study
+
+
+class PlacedStorage:
+    """The storage of a study as the sampler or the pruner sees it while it works for one trial.
+
+    It reads the trials once. What the sampler writes to the study is kept with the trial. If the trial
+    is replaced, the next attempt does not find what the sampler wrote for this one.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        arrange: Callable[[list[FrozenTrial]], list[FrozenTrial]],
+    ) -> None:
+        self._storage, self._study_id = study._storage, study._study_id
+        self._trial_id, self._arrange = trial._trial_id, arrange
+        self._written: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    @cached_property
+    def trials(self) -> list[FrozenTrial]:
+        return self._arrange(self._storage.get_all_trials(self._study_id, deepcopy=False))
+
+    @cached_property
+    def number(self) -> int:
+        """The place of the trial."""
+        latest_first = reversed(self.trials)
+        return next(t.number for t in latest_first if t._trial_id == self._trial_id)
+
+    def get_study_id_from_name(self, _name: str) -> int:
+        return self._study_id
+
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        trials = [t for t in self.trials if states is None or t.state in states]
+        return copy.deepcopy(trials) if deepcopy else trials
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        attributes = dict(self._storage.get_study_system_attrs(study_id))
+        for trial in self.trials:
+            for key, value in trial.system_attrs.items():
+                if key.startswith(OF_STUDY):
+                    attributes[key.removeprefix(OF_STUDY)] = value
+        return attributes | self._written
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        self._written[key] = value
+        self._storage.set_trial_system_attr(self._trial_id, f"{OF_STUDY}{key}", value)
+
+
+class PlacedTrial(FrozenTrial):
+    """A trial whose number is its place. The place is looked up when it is needed."""
+
+    def __init__(self, trial: FrozenTrial, storage: PlacedStorage) -> None:
+        self.__dict__.update(vars(trial), _placed_storage=storage)
+
+    @property  # type: ignore[misc]
+    def number(self) -> int:
+        return self._placed_storage.number  # type: ignore[attr-defined, no-any-return]
+
+
+def placed_study(
+    study: optuna.Study,
+    trial: FrozenTrial,
+    name: str,
+    arrange: Callable[[list[FrozenTrial]], list[FrozenTrial]],
+    *,
+    sampler: BaseSampler,
+    pruner: BasePruner,
+) -> optuna.Study:
+    """A view of a study for the sampler or the pruner of one trial, under a name of its own.
+
+    Args:
+        arrange: makes the trials of the view of all trials of the study.
+    """
+    storage = cast(BaseStorage, PlacedStorage(study, trial, arrange))
+    return optuna.Study(name, storage, sampler=sampler, pruner=pruner)
+
+
+def placed_trial(view: optuna.Study, trial: FrozenTrial) -> FrozenTrial:
+    """The trial as a view of the study shows it, for which the view was made."""
+    return PlacedTrial(trial, cast(PlacedStorage, view._storage))
 
 
 def read_trials(
@@ -106,6 +204,101 @@ def _distribution(text: str) -> BaseDistribution:
     return json_to_distribution(text)
 
 
+@contextmanager
+def locked(storage: RDBStorage, trial_id: int) -> Iterator[tuple[Session, models.TrialModel]]:
+    """Lock a trial for a transaction, which the block commits."""
+    with Session(storage.engine) as session:
+        if storage.engine.dialect.name == "sqlite":  # it ignores SELECT ... FOR UPDATE
+            session.execute(text("BEGIN IMMEDIATE"))
+        yield session, models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+
+
+def claim(storage: RDBStorage, trial_id: int, attributes: Mapping[str, Any]) -> bool:
+    """Make a queued trial RUNNING, with its first heartbeat; False if another process was faster."""
+    with locked(storage, trial_id) as (session, trial):
+        if trial.state != TrialState.WAITING:
+            return False
+        _set_user_attributes(storage, session, trial_id, attributes)
+        add_heartbeat(session, trial_id)
+        trial.state, trial.datetime_start = TrialState.RUNNING, datetime.now()
+        session.commit()
+    return True
+
+
+def replace(
+    storage: RDBStorage,
+    study_id: int,
+    trial_id: int,
+    attributes: Mapping[str, Any],
+    successor: FrozenTrial,
+) -> bool:
+    """FAIL a trial and queue its successor in one transaction; False if the trial was finished."""
+    with locked(storage, trial_id) as (session, trial):
+        if trial.state.is_finished():
+            return False
+        _set_user_attributes(storage, session, trial_id, attributes)
+        trial.state, trial.datetime_complete = TrialState.FAIL, datetime.now()
+        # other processes that number a new trial wait for this row
+        models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+        storage._get_prepared_new_trial(study_id, successor, session)
+        session.commit()
+    return True
+
+
+def _set_user_attributes(
+    storage: RDBStorage, session: Session, trial_id: int, attributes: Mapping[str, Any]
+) -> None:
+    for key, value in attributes.items():
+        storage._set_trial_attr_without_commit(
+            session, models.TrialUserAttributeModel, trial_id, key, value
+        )
+
+
+def add_heartbeat(session: Session, trial_id: int) -> None:
+    """Add the first heartbeat of a trial. Without one it would never count as dead."""
+    session.add(models.TrialHeartbeatModel(trial_id=trial_id))
+
+
+def begin(study: optuna.Study, queued: Iterable[FrozenTrial], attributes: Mapping[str, Any]) -> int:
+    """Begin the first of the queued trials that no other process begins, or else a new trial.
+
+    Unlike `Study.ask` it sets user attributes in the same transaction, so that no RUNNING trial is
+    without them.
+
+    Returns:
+        The id of the trial.
+    """
+    study._thread_local.cached_all_trials = None
+    for trial in queued:
+        if backend(study).claim(trial._trial_id, attributes):
+            return trial._trial_id
+    new = create_trial(state=TrialState.RUNNING, user_attrs=dict(attributes))
+    return study._storage.create_new_trial(study._study_id, new)
+
+
+def replace_trial(
+    study: optuna.Study,
+    trial: FrozenTrial,
+    attributes: Mapping[str, Any],
+    successor: FrozenTrial,
+) -> bool:
+    """FAIL a trial and queue its successor at once; False if the trial was finished."""
+    ids = study._study_id, trial._trial_id
+    return bool(backend(study).replace(*ids, attributes, successor))
+
+
+def of_sampler(trial: FrozenTrial) -> dict[str, Any]:
+    """What the sampler recorded in a trial."""
+    return {k: v for k, v in trial.system_attrs.items() if not k.startswith(OF_PRUNERS)}
+
+
+def copy_pruner_records(source: FrozenTrial, trial: Trial) -> None:
+    """Copy what the pruner recorded in one trial to another one."""
+    for key, value in source.system_attrs.items():
+        if key.startswith(OF_PRUNERS):
+            trial.study._storage.set_trial_system_attr(trial._trial_id, key, value)
+
+
 def suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
     """Draw a parameter from a distribution that is given as an object."""
     return trial._suggest(name, distribution)
@@ -113,22 +306,16 @@ def suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
 
 def frozen(trial: Trial) -> FrozenTrial:
     """The trial's present state in the database."""
-    return trial.study._storage.get_trial(trial._trial_id)
+    return read_trial(trial.study, trial._trial_id)
 
 
-def all_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """All trials; under Hyperband, `study.trials` inside a sampler shows those of one bracket."""
-    return study._storage.get_all_trials(study._study_id, deepcopy=False)
+def read_trial(study: optuna.Study, trial_id: int) -> FrozenTrial:
+    return study._storage.get_trial(trial_id)
 
 
 def backend(study: optuna.Study) -> Any:
     """The storage below Optuna's cache."""
     return getattr(study._storage, "_backend", study._storage)
-
-
-def record_heartbeat(trial: Trial) -> None:
-    """Record a heartbeat; Optuna itself does so only in `Study.optimize`."""
-    trial.study._storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
 
 
 def record_heartbeats(study: optuna.Study, trials: Iterable[Trial]) -> None:

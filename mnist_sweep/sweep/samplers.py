@@ -1,23 +1,31 @@
 """Samplers and pruners built from their configuration."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from optuna import Study
+from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner, NopPruner
-from optuna.samplers import BaseSampler, CmaEsSampler, TPESampler
-from optuna.trial import FrozenTrial
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    QMCSampler,
+    RandomSampler,
+    TPESampler,
+)
+from optuna.trial import FrozenTrial, TrialState
 
 from mnist_sweep.common.build import bind, targets
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.common.secrets import mask_url
-from mnist_sweep.sweep.optuna_internals import all_trials
-from mnist_sweep.sweep.study import DUPLICATE, REPLACED
+from mnist_sweep.sweep import optuna_internals
+from mnist_sweep.sweep.optuna_internals import placed_trial
+from mnist_sweep.sweep.places import Places
 
 SAMPLER, PRUNER = "sampler", "pruner"  # keys of the settings
 KINDS: dict[str, type] = {SAMPLER: BaseSampler, PRUNER: BasePruner}
@@ -27,29 +35,91 @@ PICKLING = (CmaEsSampler,)
 GRID = "optuna.samplers.GridSampler"  # what the grid of `Space.grid` is asked for with
 
 
-class SeededSampler:
+class PlacedSampler(BaseSampler):
     """Makes a fresh sampler for every trial, seeded by the trial's place in the study.
 
     With one seed, all workers would sample the same points. With a seed for each worker, the points
-    would depend on which worker is faster. Replaced trials do not count, so that an interrupted study
-    continues with the points that it would have had.
+    would depend on which worker is faster. A sampler does not see the trials that were replaced, so
+    that an interrupted study continues with the points that it would have had.
     """
 
     def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
-        self._make, self._seed = make, seed
+        self._make, self._seed, self._places = make, seed, Places()
         self._sampler = make(seed)
+        self._study: Study
+
+    def _view(self, study: Study, trial: FrozenTrial) -> Study:
+        return optuna_internals.placed_study(
+            study,
+            trial,
+            f"seed {self._seed}",
+            self._places.arrange,
+            sampler=self._sampler,
+            pruner=study.pruner,
+        )
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        earlier = [t for t in all_trials(study) if t.number < trial.number]
-        place = sum(t.user_attrs.get(REPLACED, DUPLICATE) == DUPLICATE for t in earlier)
-        seed = int(np.random.SeedSequence((self._seed, place)).generate_state(1)[0])
+        self._study = self._view(study, trial)
+        placed = placed_trial(self._study, trial)
+        seed = int(np.random.SeedSequence((self._seed, placed.number)).generate_state(1)[0])
         self._sampler = self._make(seed)
-        self._sampler.before_trial(study, trial)
+        self._sampler.before_trial(self._study, placed)
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "_sampler":  # of a copy under construction
-            raise AttributeError(name)
-        return getattr(self._sampler, name)
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        placed = placed_trial(self._study, trial)
+        return self._sampler.infer_relative_search_space(self._study, placed)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        placed = placed_trial(self._study, trial)
+        return self._sampler.sample_relative(self._study, placed, search_space)
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        placed = placed_trial(self._study, trial)
+        return self._sampler.sample_independent(self._study, placed, param_name, param_distribution)
+
+    def after_trial(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        view = self._view(study, trial)
+        self._sampler.after_trial(view, placed_trial(view, trial), state, values)
+
+
+class PlacedPruner(BasePruner):
+    """Makes a fresh pruner for every decision. It does not see the trials that were replaced.
+
+    Args:
+        seed: of the search. Hyperband derives the brackets from it, and not from the study's name.
+    """
+
+    def __init__(self, make: Callable[[], BasePruner], seed: int) -> None:
+        self._make, self._seed, self._places = make, seed, Places()
+        make()
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        pruner = self._make()
+        view = optuna_internals.placed_study(
+            study,
+            trial,
+            f"seed {self._seed}",
+            self._places.arrange,
+            sampler=study.sampler,
+            pruner=pruner,
+        )
+        return pruner.prune(view, placed_trial(view, trial))
 
 
 def check_trust(settings: DictConfig) -> None:
@@ -79,20 +149,26 @@ def sampler_class(settings: DictConfig) -> type:
 def make_sampler(settings: DictConfig) -> BaseSampler:
     """Make the sampler of `settings.sampler`. Raises UserError if it cannot be built."""
     if settings.sampler is None or is_grid(settings):
-        return cast(BaseSampler, SeededSampler(lambda seed: TPESampler(seed=seed), settings.seed))
+        return PlacedSampler(lambda seed: TPESampler(seed=seed), settings.seed)
     bound = _bind(SAMPLER, settings)
+    own_seed = settings.sampler.get("seed")  # as the stock Optuna sweeper has it
+    study_seed = settings.seed if own_seed is None else own_seed
     takes_seed = "seed" in inspect.signature(bound.func).parameters
+
+    def arguments(seed: int) -> dict[str, Any]:
+        if bound.func is QMCSampler:  # all trials take their points from one sequence
+            independent = RandomSampler(seed=seed)
+            return {"independent_sampler": independent, **bound.keywords, "seed": study_seed}
+        return {"seed": seed} if takes_seed else {}
 
     def make(seed: int) -> BaseSampler:
         with argument_errors(SAMPLER, settings):
-            sampler = bound(seed=seed) if takes_seed else bound()
+            sampler = bound(**arguments(seed))
         if not isinstance(sampler, BaseSampler):
             raise _wrong_kind(SAMPLER, settings)
         return sampler
 
-    own_seed = settings.sampler.get("seed")  # as the stock Optuna sweeper has it
-    seed = settings.seed if own_seed is None else own_seed
-    return cast(BaseSampler, SeededSampler(make, seed))
+    return PlacedSampler(make, study_seed)
 
 
 def make_pruner(settings: DictConfig) -> BasePruner:
@@ -100,11 +176,15 @@ def make_pruner(settings: DictConfig) -> BasePruner:
     if settings.pruner is None:
         return NopPruner()
     bound = _bind(PRUNER, settings)
-    with argument_errors(PRUNER, settings):
-        pruner = bound()
-    if not isinstance(pruner, BasePruner):
-        raise _wrong_kind(PRUNER, settings)
-    return pruner
+
+    def make() -> BasePruner:
+        with argument_errors(PRUNER, settings):
+            pruner = bound()
+        if not isinstance(pruner, BasePruner):
+            raise _wrong_kind(PRUNER, settings)
+        return pruner
+
+    return PlacedPruner(make, settings.seed)
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import Session
 
 from mnist_sweep.common import processes, sqlite
 from mnist_sweep.common.configs import is_under
@@ -82,13 +83,14 @@ WORKER = "worker"
 REPLACED = "replaced"  # reason for a FAIL that is not the trial's own fault, one of:
 STALE, INTERRUPTED, SURPLUS, DUPLICATE = "stale", "interrupted", "surplus", "duplicate"
 DEATHS = "deaths"  # attempts in a row that ended without progress; see `retry`
+FIRST = "first"  # of a retry: the number of the first attempt
+# set when all parameters are drawn; of a queued retry: of the attempt before
 DIRECTORY = "directory"
 RESUME = "resume"  # directory of an earlier attempt that left a checkpoint
 ERROR = "error"
 SUMMARY = "summary"  # final metrics of the run
 GRID = "grid"  # point of a grid, as JSON
 NO_VALUE = "no value"  # of a complete trial of a grid whose task has no objective; its value is 0
-RETRY_OF = "retry_of"  # number of the attempt before
 
 
 class DatabaseError(UserError):
@@ -199,6 +201,20 @@ class ExactStorage(RDBStorage):
     def _get_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
         return optuna_internals.read_trials(self, *args, **kwargs)
 
+    def _get_prepared_new_trial(
+        self, study_id: int, template_trial: FrozenTrial | None, session: Session
+    ) -> Any:
+        trial: Any = super()._get_prepared_new_trial(study_id, template_trial, session)
+        if trial.state == TrialState.RUNNING:
+            optuna_internals.add_heartbeat(session, trial.trial_id)
+        return trial
+
+    def claim(self, *args: Any) -> bool:
+        return optuna_internals.claim(self, *args)
+
+    def replace(self, *args: Any) -> bool:
+        return optuna_internals.replace(self, *args)
+
 
 class PatientStorage(ExactStorage):
     """Waits in every call for a database that is away.
@@ -208,10 +224,9 @@ class PatientStorage(ExactStorage):
 
     - Parameters, attributes, reports, heartbeats: the same value is written again.
     - The end of a trial: a repeated call that finds the state which it wanted counts as done.
-    - A new trial that was asked for: the first one has no worker, so it is queued again after
-      `grace_s`, and no death is counted.
-    - A trial taken from the queue: likewise.
-    - A retry: of two with the same RETRY_OF the later is surplus.
+    - A new trial, or one taken from the queue: no worker receives the first one. The coordinator
+      finds it at its next look and queues it again. No death is counted.
+    - A retry: a repeated call finds that the trial is finished, and does nothing.
     - A point of a grid: of two trials of one point the later is surplus.
     """
 
@@ -248,7 +263,7 @@ def _patient(name: str) -> Callable[..., Any]:
     return call
 
 
-for _name in optuna_internals.STORAGE_CALLS:
+for _name in (*optuna_internals.STORAGE_CALLS, "claim", "replace"):
     setattr(PatientStorage, _name, _patient(_name))
 
 
@@ -413,32 +428,40 @@ def reap(
     settings: DictConfig,
     *,
     trust_heartbeats: bool = True,
-) -> None:
+) -> bool:
     """Queue again those of the trials whose process ended or whose heartbeat timed out.
 
     Args:
         trust_heartbeats: False: queue again only what a process of this host ran.
+
+    Returns:
+        Whether the driver of a trial has died, and its worker is about to save a checkpoint and end.
     """
     running = [t for t in trials if t.state is TrialState.RUNNING]
     if not running:
-        return
+        return False
     silent = optuna_internals.stale_trial_ids(study) if trust_heartbeats else set()
+    any_ends = False
     for trial in running:
         worker = trial.user_attrs.get(WORKER)
         started = trial.datetime_start or datetime.now()
-        if worker is None:  # its coordinator ended, or was cut off, right after it asked
+        if worker is None:  # begun by another program, and nobody has run it
             age_s = (datetime.now() - started).total_seconds()
             if trust_heartbeats and age_s > settings.grace_s:
-                requeue(study, trial, INTERRUPTED, settings)  # nobody has run it
+                requeue(study, trial, INTERRUPTED, settings)
             continue
+        is_orphan = processes.is_dead(worker.get("driver", {}))
+        is_silent = optuna_internals.trial_id(trial) in silent
         if processes.is_here(worker):  # on this host the process table is more reliable
-            dead = processes.is_dead(worker)
+            dead = processes.is_dead(worker) or (is_orphan and is_silent)
         else:
-            dead = optuna_internals.trial_id(trial) in silent
-        if dead and processes.is_dead(worker.get("driver", {})):
+            dead = is_silent
+        if dead and is_orphan:
             requeue(study, trial, INTERRUPTED, settings)  # it ended with its driver
         elif dead:
             retry(study, trial, STALE, settings)
+        any_ends |= is_orphan and not dead
+    return any_ends
 
 
 def retry(study: optuna.Study, trial: FrozenTrial, why: str, settings: DictConfig) -> None:
@@ -474,32 +497,25 @@ def requeue(
     settings: DictConfig,
     attributes: Mapping[str, Any] | None = None,
 ) -> None:
-    """FAIL this trial as replaced, and queue its parameters as a new trial with its checkpoint."""
-    if not fail(study, trial, why, mark=REPLACED):
-        return  # another process was faster, or the trial ended after all
-    kept = {k: v for k, v in trial.user_attrs.items() if k in (DEATHS, RESUME, GRID)}
-    kept[RETRY_OF] = trial.number
+    """FAIL this trial as replaced, and queue it again with its parameters and its checkpoint.
+
+    If its process ended before all parameters were drawn, the next attempt draws them anew.
+    """
+    kept = {k: v for k, v in trial.user_attrs.items() if k in (DEATHS, RESUME, GRID, DIRECTORY)}
     directory = trial.user_attrs.get(DIRECTORY)
     if _saved_at(directory, settings) is not None:
         kept[RESUME] = directory
-    study.add_trial(
-        optuna.create_trial(
-            state=TrialState.WAITING,
-            params=trial.params,
-            distributions=trial.distributions,
-            user_attrs={**kept, **(attributes or {})},
-            system_attrs={k: v for k, v in trial.system_attrs.items() if k == "fixed_params"},
-        )
+    is_drawn = directory is not None
+    recorded = optuna_internals.of_sampler(trial)
+    successor = optuna.create_trial(
+        state=TrialState.WAITING,
+        params=trial.params if is_drawn else {},
+        distributions=trial.distributions if is_drawn else {},
+        user_attrs={FIRST: trial.user_attrs.get(FIRST, trial.number), **kept, **(attributes or {})},
+        system_attrs={k: v for k, v in recorded.items() if is_drawn or k == "fixed_params"},
     )
-    log.info("trial %d is %s: its parameters go back to the queue", trial.number, why)
-
-
-def is_retried(attempt: int, trials: Iterable[FrozenTrial]) -> bool:
-    """Whether one of the trials is a retry of an attempt."""
-    return any(
-        t.user_attrs.get(RETRY_OF) == attempt and t.user_attrs.get(REPLACED) != SURPLUS
-        for t in trials
-    )
+    if optuna_internals.replace_trial(study, trial, {REPLACED: why}, successor):
+        log.info("trial %d is %s: its parameters go back to the queue", trial.number, why)
 
 
 def _saved_at(directory: str | None, settings: DictConfig) -> float | None:

@@ -8,7 +8,7 @@ import optuna
 import pytest
 from omegaconf import DictConfig
 from optuna.distributions import FloatDistribution
-from optuna.samplers import CmaEsSampler
+from optuna.samplers import CmaEsSampler, QMCSampler
 
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.sweep import samplers
@@ -51,6 +51,22 @@ def test_other_samplers_need_no_trust() -> None:
     for name in ("TPESampler", "RandomSampler", "GPSampler", "NSGAIISampler", "NSGAIIISampler"):
         samplers.check_trust(settings(sampler={"_target_": f"optuna.samplers.{name}"}))
     samplers.check_trust(settings(sampler=None))
+
+
+def test_scrambled_qmc_takes_all_points_from_one_sequence() -> None:
+    """Seeded anew for each trial, it would be a random search."""
+    node = {"_target_": "optuna.samplers.QMCSampler", "scramble": True}
+    distributions = {name: FloatDistribution(0, 1) for name in "abc"}
+    drawn = []
+    for sampler in (
+        samplers.make_sampler(settings(sampler=node)),
+        QMCSampler(seed=0, scramble=True),
+    ):
+        study = optuna.create_study(sampler=sampler)
+        for _ in range(9):
+            study.tell(study.ask(distributions), 0.0)
+        drawn.append([t.params for t in study.trials[1:]])  # the first is drawn at random
+    assert drawn[0] == drawn[1]
 
 
 def test_pickle_in_a_shared_database_is_not_loaded(fresh: Path, tmp_path: Path) -> None:
