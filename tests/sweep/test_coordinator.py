@@ -13,7 +13,7 @@ from typing import Any
 
 import optuna
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
@@ -25,7 +25,7 @@ from mnist_sweep.sweep import optuna_internals, samplers
 from mnist_sweep.sweep import study as storage
 from mnist_sweep.sweep.coordinator import Channel, Coordinator, CoordinatorThread
 from mnist_sweep.sweep.plan import Plan
-from mnist_sweep.sweep.space import parse
+from mnist_sweep.sweep.space import Space, parse
 from mnist_sweep.sweep.worker import Result
 from tests.helpers.engine import states
 from tests.helpers.settings import sweep_settings
@@ -231,16 +231,31 @@ def test_trial_that_was_taken_for_dead_while_it_was_given_out_is_dropped(
     """The database was away between the first call and the next one."""
     coordinator, other = (make_coordinator(tmp_path) for _ in range(2))
 
-    def take(trial: optuna.Trial) -> None:
+    suggest = Space.suggest
+
+    def take(space: Space, trial: optuna.Trial, config: DictConfig) -> dict[str, Any]:
         reaped = other.look()[trial.number]
         storage.requeue(other.study, reaped, storage.INTERRUPTED, other.plan.settings)
+        return suggest(space, trial, config)
 
     with monkeypatch.context() as patched:
-        patched.setattr("mnist_sweep.sweep.coordinator.record_heartbeat", take)
+        patched.setattr(Space, "suggest", take)
         assert coordinator.next(HERE) is None
     assignment = coordinator.next(HERE)
     assert assignment is not None
     assert states(coordinator.look()) == {"interrupted": 1, "RUNNING": 1}
+
+
+def test_trial_whose_beginning_was_not_confirmed_is_queued_again(tmp_path: Path) -> None:
+    """The database's answer was lost, and the call was repeated: it began another trial."""
+    coordinator = make_coordinator(tmp_path, n_trials=3)
+    given = coordinator.next(HERE)
+    assert given is not None
+    owner = coordinator.look()[0].user_attrs[storage.WORKER]
+    optuna_internals.begin(coordinator.study, [], {storage.WORKER: owner})
+    coordinator.tick()
+    assert states(coordinator.look()) == {"RUNNING": 1, "interrupted": 1, "WAITING": 1}
+    assert "deaths" not in coordinator.look()[2].user_attrs
 
 
 def test_progress_is_a_newer_checkpoint(tmp_path: Path) -> None:
