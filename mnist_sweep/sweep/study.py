@@ -309,7 +309,7 @@ def open_storage(url: str, grace_s: int, *, create: bool = False, wait: bool = F
     if url.startswith("sqlite"):
         engine["connect_args"] = {"timeout": SQLITE_TIMEOUT_S}
     elif url.startswith(("postgresql://", "postgresql+psycopg")):
-        engine["connect_args"] = POSTGRES_TIMEOUTS
+        engine["connect_args"] = {k: v for k, v in POSTGRES_TIMEOUTS.items() if f"{k}=" not in url}
 
     def connect() -> RDBStorage:
         storage = PatientStorage(
@@ -470,7 +470,9 @@ def requeue(
     if not fail(study, trial, why, mark=REPLACED):
         return  # another process was faster, or the trial ended after all
     kept = {k: v for k, v in trial.user_attrs.items() if k in (DEATHS, RESUME, GRID)}
-    kept[RETRY_OF] = trial.number
+    # of an attempt that nobody ran there may be a twin, see PatientStorage
+    was_run = WORKER in trial.user_attrs
+    kept[RETRY_OF] = trial.number if was_run else trial.user_attrs.get(RETRY_OF, trial.number)
     directory = trial.user_attrs.get(DIRECTORY)
     if _saved_at(directory, settings) is not None:
         kept[RESUME] = directory
@@ -487,9 +489,11 @@ def requeue(
 
 
 def is_retried(attempt: int, trials: Iterable[FrozenTrial]) -> bool:
-    """Whether one of the trials is a retry of an attempt."""
+    """Whether one of the trials is a retry of an attempt, and runs, has run, or waits for it."""
     return any(
-        t.user_attrs.get(RETRY_OF) == attempt and t.user_attrs.get(REPLACED) != SURPLUS
+        t.user_attrs.get(RETRY_OF) == attempt
+        and t.user_attrs.get(REPLACED) != SURPLUS
+        and (WORKER in t.user_attrs or not t.state.is_finished())
         for t in trials
     )
 
