@@ -328,7 +328,7 @@ def open_storage(
     if url.startswith("sqlite"):
         engine["connect_args"] = {"timeout": SQLITE_TIMEOUT_S}
     elif url.startswith(("postgresql://", "postgresql+psycopg")):
-        engine["connect_args"] = POSTGRES_TIMEOUTS
+        engine["connect_args"] = {k: v for k, v in POSTGRES_TIMEOUTS.items() if f"{k}=" not in url}
 
     def connect() -> RDBStorage:
         storage = PatientStorage(
