@@ -12,11 +12,13 @@ from urllib.request import url2pathname
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run as Run
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model as Model
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from omegaconf import DictConfig
+from requests import Response
 from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 from torch import nn
@@ -28,7 +30,7 @@ from mnist_sweep.tracking.retry import retried
 
 History = dict[str, list[tuple[int, float]]]  # metric -> (epoch, value)
 
-PROBE_TIMEOUT_S = 5
+PROBE_TIMEOUT_S = min(5, MLFLOW_HTTP_REQUEST_TIMEOUT.get())  # type: ignore[no-untyped-call]
 FINISHED = "attributes.status = 'FINISHED'"
 TRAINED = f"{FINISHED} AND metrics.`test/loss` > -1"  # neither pruned nor the run of a tool
 IS_TRIAL = "tags.trial != ''"
@@ -58,11 +60,8 @@ def check_server(uri: str) -> None:
         _check_database(uri)
     if not uri.startswith(("http://", "https://")):
         return
-    # with the user's credentials, because a proxy in front of the server may want them
-    credentials = get_default_host_creds(uri)  # type: ignore[no-untyped-call]
-    limits = {"max_retries": 0, "timeout": PROBE_TIMEOUT_S}
     try:
-        answer = http_request(credentials, "/health", "GET", **limits)  # type: ignore[no-untyped-call]
+        answer = _probe(uri)
     except MlflowException as error:
         raise UserError(
             f"no MLflow server answers at tracking.uri={uri} within {PROBE_TIMEOUT_S} s; start it, remove "
@@ -77,6 +76,26 @@ def check_server(uri: str) -> None:
         raise UserError(
             f"tracking.uri={uri} answers {answer.status_code} {answer.reason}: expected an MLflow server"
         )
+
+
+def answers(uri: str) -> bool:
+    """Whether the server at `uri` answers. Of another store only a call can tell: True."""
+    if not uri.startswith(("http://", "https://")):
+        return True
+    try:
+        _probe(uri)
+    except MlflowException:
+        return False
+    return True
+
+
+def _probe(uri: str) -> Response:
+    """Ask a server how it is. Raises MlflowException if it does not answer in time, or with 429 or 5xx."""
+    # with the user's credentials, because a proxy in front of the server may want them
+    credentials = get_default_host_creds(uri)  # type: ignore[no-untyped-call]
+    limits = {"max_retries": 0, "timeout": PROBE_TIMEOUT_S}
+    answer: Response = http_request(credentials, "/health", "GET", **limits)  # type: ignore[no-untyped-call]
+    return answer
 
 
 def _check_database(uri: str) -> None:
