@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from mnist_sweep.sweep import Sweep, SweepCallback
 
 if TYPE_CHECKING:
     from mnist_sweep.sweep.callback import Study
+    from mnist_sweep.tracking.run import MlflowRun
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ class RecordSweep(SweepCallback):
         objectives = dict(config.sweep.objectives or {config.objective: config.direction})
         self._tracker.set_tags({view.OBJECTIVES: json.dumps(objectives)})
         # until trials are known; a conditional parameter may exist in none
-        self._save_view([name for name in sweep.parameters if name not in config.sweep.when])
+        unconditional = [name for name in sweep.parameters if name not in config.sweep.when]
+        view.update(self._tracker, unconditional)
         self._tracker.log_artifacts(partial(_write_inputs, config=config, diff=diff))
         sweep.tags["git.commit"] = commit
         if config.tracking.nested:
@@ -76,44 +78,13 @@ class RecordSweep(SweepCallback):
             self._prepare()  # closes the runs of workers that were killed
 
     def _finish(self, sweep: Sweep, study: "Study") -> None:
-        """Record the figures, register the best model, keep the report."""
-        from mnist_sweep.sweep.importances import importances
-        from mnist_sweep.sweep.results import count_states
-        from mnist_sweep.sweep.study import get_trials
-
-        states = count_states(study)
-        metrics = {f"trials/{name}": float(n) for name, n in states.items()}
-        if states["complete"] and not sweep.config.sweep.objectives:
-            metrics[f"best/{sweep.config.objective}"] = study.best_value
-        self._tracker.log_metrics(metrics, step=0)
-        known = importances(study)
-        drawn = {name for trial in get_trials(study) for name in trial.params}
-        ranked = dict.fromkeys([*(known.shares if known else ()), *sweep.parameters])
-        self._save_view([name for name in ranked if name in drawn])
+        """Record the figures and the report, register the best model."""
+        objectives = list(sweep.config.sweep.objectives or [sweep.config.objective])
+        record_study(self._tracker, sweep, study, objectives)
         try:
             self._register_best(sweep, study)
         except Exception as error:  # a registry that fails must not cost the sweep
             log.warning("the best model was not registered: %s", error)
-        if (report := sweep.directory / "report").is_dir():
-            self._tracker.log_artifacts(partial(shutil.copytree, report, dirs_exist_ok=True))
-
-    def _save_view(self, parameters: Sequence[str]) -> None:
-        """Save the page of MLflow's UI that compares the trials.
-
-        Args:
-            parameters: what was searched, the most important first.
-        """
-        from mnist_sweep.tracking import view
-        from mnist_sweep.tracking.retry import retried
-
-        client = self._tracker.client
-        names = [name.lstrip("+") for name in parameters]
-        self._tracker.set_tags({view.PARAMETERS: json.dumps(names)})
-        try:
-            summary = client.get_run(self._tracker.run_id)
-            retried(partial(view.save, client, summary.info.experiment_id, [summary]))
-        except Exception as error:  # without it the link opens MLflow's plain page
-            log.warning("the comparison in MLflow's UI was not composed: %s", error)
 
     def _register_best(self, sweep: Sweep, study: "Study") -> None:
         from mnist_sweep.sweep import results
@@ -127,6 +98,34 @@ class RecordSweep(SweepCallback):
         version = registry.register(self.uri, settings.register, run, sweep.name) if run else None
         if version is not None:
             log.info("registered as %s version %s, the challenger", version.name, version.version)
+
+
+def record_study(run: "MlflowRun", sweep: Sweep, study: "Study", objectives: Sequence[str]) -> None:
+    """Record the results of a sweep in its own run: the figures, the best trial, the report."""
+    from mnist_sweep.sweep.importances import importances
+    from mnist_sweep.sweep.results import count_states
+    from mnist_sweep.sweep.study import get_trials
+    from mnist_sweep.tracking import view
+
+    states = count_states(study)
+    run.log_metrics({f"trials/{name}": float(n) for name, n in states.items()}, step=0)
+    if states["complete"] and len(objectives) == 1:
+        best = study.best_trial
+        record_best(run, objectives[0], study.best_value, best.number, best.params)
+    known = importances(study)
+    drawn = {name for trial in get_trials(study) for name in trial.params}
+    ranked = dict.fromkeys([*(known.shares if known else ()), *sweep.parameters])
+    view.update(run, [name for name in ranked if name in drawn])
+    if (report := sweep.directory / "report").is_dir():
+        run.log_artifacts(partial(shutil.copytree, report, dirs_exist_ok=True))
+
+
+def record_best(
+    run: "MlflowRun", objective: str, value: float, number: int, params: Mapping[str, Any]
+) -> None:
+    """Record the best trial of a sweep in its own run."""
+    run.log_metrics({f"best/{objective}": value}, step=0)
+    run.set_tags({"best.trial": str(number), "best.params": json.dumps(dict(params))})
 
 
 def _warn_of_changed_code(before: dict[str, str], code: dict[str, str]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import mlflow
@@ -24,7 +25,6 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from mnist_sweep.common import processes, sqlite
 from mnist_sweep.common.errors import UserError
@@ -35,16 +35,22 @@ from mnist_sweep.tracking.queries import connect, find_runs, store_errors, tag_i
 from mnist_sweep.tracking.retry import RETRY_FOR_S, retried
 from mnist_sweep.tracking.tracker import Tracker
 
+if TYPE_CHECKING:
+    from torch import nn
+
 log = logging.getLogger(__name__)
 
 PARAM_LIMIT = 6000  # characters of a parameter's value
 
 
-def store_uri(uri: str | None, store: str) -> str:
+def store_uri(uri: str | None, store: str, key: str = "tracking.uri") -> str:
     """Return the tracking URI: `uri`, or by default SQLite under the folder `store`.
 
     The user and the password of a server's URL move into MLflow's own variables, because MLflow prints
     the URL of every run, and quotes it in errors.
+
+    Args:
+        key: the setting that names the store, for errors.
 
     Raises:
         UserError: the URL contains another kind of secret, which MLflow would not send to the server.
@@ -60,7 +66,7 @@ def store_uri(uri: str | None, store: str) -> str:
         uri = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
     if mask_url(uri) != uri:
         raise UserError(
-            f"tracking.uri={mask_url(uri)}: expected user:password; a token goes into MLFLOW_TRACKING_TOKEN"
+            f"{key}={mask_url(uri)}: expected user:password; a token goes into MLFLOW_TRACKING_TOKEN"
         )
     return uri
 
@@ -96,12 +102,12 @@ def prepare(uri: str, store: str, experiment: str) -> str:
     return experiment_id
 
 
-def check_store(uri: str) -> None:
-    """Raise UserError if no store can be opened or created at `uri`."""
+def check_store(uri: str, key: str = "tracking.uri") -> None:
+    """Raise UserError if no store can be opened or created at `uri`, the value of the setting `key`."""
     if uri.startswith("sqlite:///"):
-        sqlite.check_file(Path(uri.removeprefix("sqlite:///")), f"tracking.uri={uri}")
+        sqlite.check_file(Path(uri.removeprefix("sqlite:///")), f"{key}={uri}")
     else:
-        connect(uri)
+        connect(uri, key)
 
 
 def close_dead_runs(client: MlflowClient, experiment_id: str) -> None:
@@ -155,7 +161,7 @@ class MlflowRun(Tracker):
 
     def log_model(
         self,
-        model: nn.Module,
+        model: "nn.Module",
         example: NDArray[np.float32],
         classes: Sequence[str],
         write: Callable[[Path], None],

@@ -7,16 +7,24 @@ is MLflow's own. A version that does not know it shows the plain page of the exp
 import base64
 import hashlib
 import json
+import logging
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, count, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlflow import MlflowClient
 
 from mnist_sweep.tracking.queries import IS_TRIAL, Run, find_runs, tag_is
+from mnist_sweep.tracking.retry import retried
 from mnist_sweep.tracking.tracker import CONFUSION_MATRIX
+
+if TYPE_CHECKING:
+    from mnist_sweep.tracking.run import MlflowRun
+
+log = logging.getLogger(__name__)
 
 TAG = "mlflow.sharedViewState."  # and a key, which the link names
 OBJECTIVES, PARAMETERS = "objectives", "parameters"  # tags of a sweep's own run, as JSON
@@ -86,6 +94,23 @@ def save(client: MlflowClient, experiment_id: str, sweeps: Sequence[Run]) -> Non
     name = TAG + key(sweep.data.tags["sweep"] for sweep in sweeps)
     comparison = compare(client, experiment_id, sweeps)
     client.set_experiment_tag(experiment_id, name, encode(state(comparison)))
+
+
+def update(run: "MlflowRun", parameters: Sequence[str]) -> None:
+    """Save the page that compares the trials of a sweep. A store that fails costs only the page.
+
+    Args:
+        run: the sweep's own run.
+        parameters: what was searched, the most important first.
+    """
+    client = run.client
+    names = [name.lstrip("+") for name in parameters]
+    run.set_tags({PARAMETERS: json.dumps(names)})
+    try:
+        summary = client.get_run(run.run_id)
+        retried(partial(save, client, summary.info.experiment_id, [summary]))
+    except Exception as error:  # without it the link opens MLflow's plain page
+        log.warning("the comparison in MLflow's UI was not composed: %s", error)
 
 
 def compare(client: MlflowClient, experiment_id: str, sweeps: Sequence[Run]) -> Comparison:
