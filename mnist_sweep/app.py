@@ -73,8 +73,6 @@ def _train(cfg: DictConfig, trial: Trial) -> float:
     config.check(cfg)
     from mnist_sweep.training.run import train  # imports torch: not for --help or a config error
 
-    if trial.resume_from is not None:
-        cfg.trainer.resume = str(trial.resume_from)
     directory = Path(hydra_config.runtime.output_dir)
     choices = {
         group: str(choice)

@@ -74,10 +74,15 @@ class PrepareSweep(SweepCallback):
     def on_sweep_prepare(self, sweep: Sweep) -> None:
         for cfg in (sweep.example, *sweep.variations):
             configuration.check(cfg)
+        if sweep.example.trainer.resume or "trainer.resume" in sweep.parameters:
+            from mnist_sweep.training.run import check_resume  # imports torch
+
+            for cfg in (sweep.example, *sweep.variations):
+                check_resume(cfg)
         varies = any(name == "data" or name.startswith("data.") for name in sweep.parameters)
         if sweep.config.sweep.dry_run or varies:
             return
-        from mnist_sweep.data.dataset import load_dataset  # imports torch
+        from mnist_sweep.data.dataset import load_dataset
         from mnist_sweep.training.run import rehearse
 
         data = load_dataset(sweep.config.data)

@@ -1,7 +1,7 @@
 """Writes the report at the end of a sweep, as a Hydra callback. Light: it imports plotly at the end."""
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mnist_sweep.sweep import Sweep, SweepCallback
 
@@ -18,11 +18,17 @@ class WriteReport(SweepCallback):
         tracking = sweep.config.tracking
         if error is not None or not sweep.config.sweep.report:
             return
+        from mnist_sweep.report import page
         from mnist_sweep.tracking.run import store_uri
 
         uri = store_uri(tracking.uri, sweep.config.store) if tracking.enabled else None
-        again = f"the tool `report sweep={sweep.name}` tries again"
-        _write(sweep, study, again, uri=uri, experiment=tracking.experiment)
+        folder = sweep.directory / "report"
+        try:
+            path = page.write(folder, study, uri=uri, experiment=tracking.experiment)
+        except Exception:  # a report that fails must not cost the sweep
+            log.exception("no report; the tool `report sweep=%s` tries again", sweep.name)
+        else:
+            sweep.links["report"] = path.as_uri()
 
 
 class WriteStudyReport(SweepCallback):
@@ -30,16 +36,13 @@ class WriteStudyReport(SweepCallback):
 
     def on_sweep_end(self, sweep: Sweep, study: "Study", error: BaseException | None) -> None:
         settings = getattr(sweep, "settings", None) or sweep.config.sweep
-        if error is None and settings.report:
-            _write(sweep, study, "sweep.report=false switches it off", uri=None)
+        if error is not None or not settings.report:
+            return
+        from mnist_sweep.report import page
 
-
-def _write(sweep: Sweep, study: "Study", advice: str, **tracking: Any) -> None:
-    from mnist_sweep.report import page
-
-    try:
-        path = page.write(sweep.directory / "report", study, **tracking)
-    except Exception:  # a report that fails must not cost the sweep
-        log.exception("no report; %s", advice)
-    else:
-        sweep.links["report"] = path.as_uri()
+        try:
+            path = page.write(sweep.directory / "report", study, uri=None)
+        except Exception:  # a report that fails must not cost the sweep
+            log.exception("the report of %s was not written", sweep.name)
+        else:
+            sweep.links["report"] = path.as_uri()

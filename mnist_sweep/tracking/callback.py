@@ -17,7 +17,8 @@ from mnist_sweep.sweep import Sweep, SweepCallback
 
 if TYPE_CHECKING:
     from mnist_sweep.sweep.callback import Study
-    from mnist_sweep.tracking.run import MlflowRun
+    from mnist_sweep.tracking.recorder import RecordedRun
+    from mnist_sweep.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -31,60 +32,102 @@ class RecordSweep(SweepCallback):
     def on_sweep_prepare(self, sweep: Sweep) -> None:
         config = sweep.config
         if config.tracking.enabled and not config.sweep.dry_run:
-            from mnist_sweep.tracking.run import check_store, store_uri
+            from mnist_sweep.tracking.run import check_at_start, store_uri
 
-            check_store(store_uri(config.tracking.uri, config.store))
+            uri = store_uri(config.tracking.uri, config.store)
+            check_at_start(uri, config.tracking.on_outage)
 
     def on_sweep_start(self, sweep: Sweep, study: "Study") -> None:
-        config = sweep.config
-        self._run = ExitStack()
-        self._tracker: Any = None
-        if not config.tracking.enabled:
+        config, settings = sweep.config, sweep.config.tracking
+        self._stack = ExitStack()
+        self._run: RecordedRun | None = None
+        if not settings.enabled:
             return
-        from mnist_sweep.sweep.results import COMPARE
-        from mnist_sweep.tracking import links, provenance, run, view
+        from mnist_sweep.tracking import provenance, recorder, run, view
 
-        self.uri = run.store_uri(config.tracking.uri, config.store)
-        self._prepare = partial(run.prepare, self.uri, config.store, config.tracking.experiment)
-        experiment_id = self._prepare()
+        self.uri = run.store_uri(settings.uri, config.store)
         commit, diff = provenance.git_state()
         code = {"git.commit": commit, "git.diff": hashlib.sha256(diff.encode()).hexdigest()[:16]}
         _warn_of_changed_code(study.user_attrs.get("code", code), code)
         study.set_user_attr("code", code)
-        self._tracker = self._run.enter_context(
-            run.sweep_run(self.uri, experiment_id, sweep.name, tags=code)
-        )
+        opened = recorder.sweep_run(config, sweep.name, tags=code, directory=sweep.directory)
+        self._run = self._stack.enter_context(opened)
         objectives = dict(config.sweep.objectives or {config.objective: config.direction})
-        self._tracker.set_tags({view.OBJECTIVES: json.dumps(objectives)})
+        self._run.set_tags({view.OBJECTIVES: json.dumps(objectives)})
         # until trials are known; a conditional parameter may exist in none
-        unconditional = [name for name in sweep.parameters if name not in config.sweep.when]
-        view.update(self._tracker, unconditional)
-        self._tracker.log_artifacts(partial(_write_inputs, config=config, diff=diff))
+        searched = [name for name in sweep.parameters if name not in config.sweep.when]
+        self._run.set_tags({view.PARAMETERS: as_tag(searched)})
+        self._run.log_artifacts(partial(_write_inputs, config=config, diff=diff))
         sweep.tags["git.commit"] = commit
-        if config.tracking.nested:
-            sweep.tags["mlflow.parentRunId"] = self._tracker.run_id
+        if self._run.flush():
+            self._link(sweep)
+
+    def _link(self, sweep: Sweep) -> None:
+        """Save the page that compares the trials, link to it, and nest the trials if that is asked for."""
+        from mnist_sweep.sweep.results import COMPARE
+        from mnist_sweep.tracking import links
+
+        assert self._run is not None
+        experiment_id = self._save_view()
+        if sweep.config.tracking.nested and self._run.run_id is not None:
+            sweep.tags["mlflow.parentRunId"] = self._run.run_id
         sweep.links[COMPARE] = links.comparison_link(
-            self.uri, experiment_id, sweep.name, config.store
+            self.uri, experiment_id, sweep.name, sweep.config.store
         )
 
     def on_sweep_end(self, sweep: Sweep, study: "Study", error: BaseException | None) -> None:
-        if self._tracker is None:
+        if self._run is None:
             return
         try:
             if error is None:
                 self._finish(sweep, study)
         finally:
-            self._run.__exit__(type(error) if error else None, error, None)
-            self._prepare()  # closes the runs of workers that were killed
+            self._stack.__exit__(type(error) if error else None, error, None)
+            self._settle(sweep, study)
+
+    def _settle(self, sweep: Sweep, study: "Study") -> None:
+        """Send what the trials left over, and close the runs of trials that ended without closing them."""
+        from mnist_sweep.sweep.study import get_trials
+        from mnist_sweep.tracking import buffer, queries, run
+        from mnist_sweep.tracking.retry import is_outage
+
+        store, experiment = sweep.config.store, sweep.config.tracking.experiment
+        try:
+            queries.check_server(self.uri)  # faster than MLflow's own retries
+            run.prepare(self.uri, store, experiment)  # closes the runs of workers that were killed
+            buffer.send_left_over(self.uri, store)
+            ended = [trial.number for trial in get_trials(study) if trial.state.is_finished()]
+            run.close_lost_runs(self.uri, experiment, sweep.name, ended)
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            log.warning(
+                "WARNING: MLflow is away. %d records wait on disk; the same command with sweep.name=%s "
+                "sends them",
+                len(list(buffer.left_over(self.uri, store))),
+                sweep.name,
+            )
 
     def _finish(self, sweep: Sweep, study: "Study") -> None:
-        """Record the figures and the report, register the best model."""
+        """Record the results and the report, register the best model."""
+        assert self._run is not None
         objectives = list(sweep.config.sweep.objectives or [sweep.config.objective])
-        record_study(self._tracker, sweep, study, objectives)
+        record_study(self._run, sweep, study, objectives)
+        if not self._run.flush():
+            return
+        self._save_view()
         try:
             self._register_best(sweep, study)
         except Exception as error:  # a registry that fails must not cost the sweep
             log.warning("the best model was not registered: %s", error)
+
+    def _save_view(self) -> str:
+        """Save the page of MLflow's UI that compares the trials; return the id of its experiment."""
+        from mnist_sweep.tracking import view
+
+        assert self._run is not None
+        assert self._run.run_id is not None
+        return view.update(self.uri, self._run.run_id)
 
     def _register_best(self, sweep: Sweep, study: "Study") -> None:
         from mnist_sweep.sweep import results
@@ -100,7 +143,7 @@ class RecordSweep(SweepCallback):
             log.info("registered as %s version %s, the challenger", version.name, version.version)
 
 
-def record_study(run: "MlflowRun", sweep: Sweep, study: "Study", objectives: Sequence[str]) -> None:
+def record_study(run: "Tracker", sweep: Sweep, study: "Study", objectives: Sequence[str]) -> None:
     """Record the results of a sweep in its own run: the figures, the best trial, the report."""
     from mnist_sweep.sweep.importances import importances
     from mnist_sweep.sweep.results import count_states
@@ -115,17 +158,22 @@ def record_study(run: "MlflowRun", sweep: Sweep, study: "Study", objectives: Seq
     known = importances(study)
     drawn = {name for trial in get_trials(study) for name in trial.params}
     ranked = dict.fromkeys([*(known.shares if known else ()), *sweep.parameters])
-    view.update(run, [name for name in ranked if name in drawn])
+    run.set_tags({view.PARAMETERS: as_tag([name for name in ranked if name in drawn])})
     if (report := sweep.directory / "report").is_dir():
         run.log_artifacts(partial(shutil.copytree, report, dirs_exist_ok=True))
 
 
 def record_best(
-    run: "MlflowRun", objective: str, value: float, number: int, params: Mapping[str, Any]
+    run: "Tracker", objective: str, value: float, number: int, params: Mapping[str, Any]
 ) -> None:
     """Record the best trial of a sweep in its own run."""
     run.log_metrics({f"best/{objective}": value}, step=0)
     run.set_tags({"best.trial": str(number), "best.params": json.dumps(dict(params))})
+
+
+def as_tag(parameters: Sequence[str]) -> str:
+    """Write the names of what was searched, the most important first."""
+    return json.dumps([name.lstrip("+") for name in parameters])
 
 
 def _warn_of_changed_code(before: dict[str, str], code: dict[str, str]) -> None:

@@ -21,7 +21,8 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_sweep.common.errors import UserError, one_line
-from mnist_sweep.common.secrets import check_url
+from mnist_sweep.common.processes import process_identity
+from mnist_sweep.common.secrets import check_url, mask_url
 from mnist_sweep.sweep import Sweep, SweepCallback, Trial, current_trial
 from mnist_sweep.sweep.hydra_internals import job_error
 from mnist_sweep.tracking import names
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 KEY = "hydra.callbacks.mlflow.tracking_uri"
 OUTPUTS = "outputs"  # folder of the job's files in its run
 MAX_TAG = 5000  # characters of a tag's value
+PATIENCE_S = 10  # how long a call waits for a store that is locked or away
 SQLITE = "sqlite:///"
 
 
@@ -46,17 +48,16 @@ class _JobsOfSweep:
     objectives: Mapping[str, str]  # metric -> direction; empty if unknown
 
 
-@dataclass(frozen=True)
+@dataclass
 class _OpenRun:
     """A run of MLflow that is open, and what closes it."""
 
     run: "MlflowRun"
     uri: str
-    experiment_id: str
     stack: ExitStack
 
     def close(self, error: BaseException | None) -> None:
-        """End the run: FINISHED, after an exception FAILED, after a signal KILLED."""
+        """End the run; see `mnist_sweep.tracking.run.closing`."""
         traceback = error.__traceback__ if error else None
         self.stack.__exit__(type(error) if error else None, error, traceback)
 
@@ -129,24 +130,20 @@ class MlflowCallback(SweepCallback):
 
     def _start_job(self, config: DictConfig) -> _OpenRun:
         from mnist_sweep.tracking import job_record
-        from mnist_sweep.tracking.run import start_run
+        from mnist_sweep.tracking.run import active
 
         trial = self._trial(config)
         tags = {
-            **self._common_tags(),
             "overrides": " ".join(job_record.overrides(config))[:MAX_TAG],
             "directory": str(config.hydra.runtime.output_dir),
         }
         if trial.number is not None:
             tags |= {"sweep": str(trial.sweep), "trial": str(trial.number), **trial.tags}
-        params = job_record.params(config, trial.params)
         name = names.run_name(trial, config.hydra.job.name)
-        uri, experiment_id = self._prepare(config)
-        with ExitStack() as stack:
-            opened = start_run(uri, experiment_id, name=name, tags=tags, params=params)
-            run = stack.enter_context(opened)
-            self._write_inputs(run, config)
-            return _OpenRun(run, uri, experiment_id, stack.pop_all())
+        with self._opening(config, name, tags) as job:
+            job.stack.enter_context(active(job.run))
+            job.run.log_params(job_record.params(config, trial.params))
+        return job
 
     def _trial(self, config: DictConfig) -> Trial:
         """Return the trial that the job is. A job of another sweeper is a trial too."""
@@ -178,8 +175,8 @@ class MlflowCallback(SweepCallback):
     def on_sweep_start(self, sweep: Sweep, study: "Study") -> None:
         with _not_fatal("the sweep itself is not recorded in MLflow"):
             self._sweep = _JobsOfSweep(sweep.name, _objectives(sweep))
-            own = self._start_sweep(sweep.config, self._sweep, sweep.parameters)
-            sweep.links["compare the runs"] = self._link(own, sweep.name)
+            self._sweep_run = self._start_sweep(sweep.config, self._sweep, sweep.parameters)
+            sweep.links["compare the runs"] = self._link(self._sweep_run, sweep.name)
 
     def on_sweep_end(self, sweep: Sweep, study: "Study", error: BaseException | None) -> None:
         with self._ending_sweep(sweep.config, error) as own:
@@ -188,6 +185,7 @@ class MlflowCallback(SweepCallback):
             from mnist_sweep.tracking.callback import record_study
 
             record_study(own.run, sweep, study, list(self._sweep.objectives))
+            self._link(own, sweep.name)  # the page shows the most important parameters now
 
     # Sweeps of other sweepers
 
@@ -204,7 +202,8 @@ class MlflowCallback(SweepCallback):
             direction = config.hydra.sweeper.get("direction")  # of Hydra's Optuna sweeper, an Enum
             known = {job_record.RETURN_VALUE: direction.name} if hasattr(direction, "name") else {}
             self._sweep = _JobsOfSweep(name, known)
-            self._start_sweep(config, self._sweep, job_record.swept(config))
+            parameters = job_record.swept(config)
+            self._sweep_run = self._start_sweep(config, self._sweep, parameters)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         error = sys.exc_info()[1]  # Hydra calls this in a `finally`
@@ -220,8 +219,10 @@ class MlflowCallback(SweepCallback):
         from mnist_sweep.tracking.job_record import RETURN_VALUE
         from mnist_sweep.tracking.queries import IS_TRIAL, find_runs, tag_is
 
+        client = own.run.client
+        summary = client.get_run(own.run.run_id)
         query = f"{tag_is('sweep', sweep.name)} AND {IS_TRIAL}"
-        jobs = list(find_runs(own.run.client, [own.experiment_id], query))
+        jobs = list(find_runs(client, [summary.info.experiment_id], query))
         complete = [job for job in jobs if job.info.status == "FINISHED"]
         counts = {"trials/complete": len(complete), "trials/fail": len(jobs) - len(complete)}
         own.run.log_metrics(counts, step=0)
@@ -230,7 +231,7 @@ class MlflowCallback(SweepCallback):
             return
         pick = max if sweep.objectives[RETURN_VALUE] == "maximize" else min
         best = pick(scored, key=lambda job: job.data.metrics[RETURN_VALUE])
-        swept = json.loads(own.run.client.get_run(own.run.run_id).data.tags[view.PARAMETERS])
+        swept = json.loads(summary.data.tags[view.PARAMETERS])
         params = {name: best.data.params[name] for name in swept if name in best.data.params}
         value, number = best.data.metrics[RETURN_VALUE], int(best.data.tags["trial"])
         record_best(own.run, RETURN_VALUE, value, number, params)
@@ -240,26 +241,29 @@ class MlflowCallback(SweepCallback):
     def _start_sweep(
         self, config: DictConfig, sweep: _JobsOfSweep, parameters: Sequence[str]
     ) -> _OpenRun:
+        """Open the sweep's own run. A sweep that resumes reopens its run."""
         from mnist_sweep.tracking import job_record, view
-        from mnist_sweep.tracking.run import sweep_run
+        from mnist_sweep.tracking.callback import as_tag
 
-        uri, experiment_id = self._prepare(config)
         # MLflow's page has to order the runs even if the direction is unknown
-        objectives = sweep.objectives or {job_record.RETURN_VALUE: "minimize"}
-        with ExitStack() as stack:
-            opened = sweep_run(uri, experiment_id, sweep.name, self._common_tags())
-            run = stack.enter_context(opened)
-            run.set_tags({view.OBJECTIVES: json.dumps(dict(objectives))})
-            view.update(run, parameters)
-            self._write_inputs(run, config)
-            self._sweep_run = _OpenRun(run, uri, experiment_id, stack.pop_all())
-        return self._sweep_run
+        objectives = dict(sweep.objectives or {job_record.RETURN_VALUE: "minimize"})
+        identity = {"kind": "sweep", "sweep": sweep.name}
+        tags = {
+            **identity,
+            view.OBJECTIVES: json.dumps(objectives),
+            view.PARAMETERS: as_tag(parameters),
+        }
+        with self._opening(config, f"sweep {sweep.name}", tags, identity) as own:
+            own.run.reopen()
+        return own
 
     @contextmanager
     def _ending_sweep(
         self, config: DictConfig, error: BaseException | None
     ) -> Iterator[_OpenRun | None]:
         """Yield the sweep's own run, if it has one, and close it."""
+        from mnist_sweep.tracking.run import close_dead_runs
+
         own, self._sweep_run = self._sweep_run, None
         if own is None:
             yield None
@@ -270,12 +274,51 @@ class MlflowCallback(SweepCallback):
                 yield own
             finally:
                 own.close(error)
-            self._prepare(config)  # closes the runs of workers that were killed
+            experiment_id = own.run.client.get_run(own.run.run_id).info.experiment_id
+            close_dead_runs(own.run.client, experiment_id)  # of workers that were killed
 
     # The store and the code
 
-    def _prepare(self, config: DictConfig) -> tuple[str, str]:
-        """Create what is missing in the store. Return its URI and the id of the experiment.
+    @contextmanager
+    def _opening(
+        self,
+        config: DictConfig,
+        name: str,
+        tags: Mapping[str, str],
+        identity: Mapping[str, str] | None = None,
+    ) -> Iterator[_OpenRun]:
+        """Open a run and record what it is made with. The run stays open unless the block raises.
+
+        Args:
+            identity: tags that no other run has, to find the run if it exists; None: it does not.
+        """
+        from mnist_sweep.tracking.buffer import Record
+        from mnist_sweep.tracking.provenance import code_tags
+        from mnist_sweep.tracking.run import closing, now_ms
+
+        uri = self._uri(config)
+        tags = {**process_identity(), **code_tags(self._code), **self.tags, **tags}
+        record = Record(
+            uri=mask_url(uri),
+            experiment=self.experiment or config.hydra.job.name,
+            name=name,
+            tags=tags,
+            identity=identity or {},
+            start_ms=now_ms(),
+            folder="",  # nothing is buffered
+        )
+        run = record.open(uri, self.store, may_exist=identity is not None)
+        run.patience_s = PATIENCE_S
+        with ExitStack() as stack:
+            stack.enter_context(closing(run, uri))
+            run.set_tags(tags)
+            self._write_inputs(run, config)
+            opened = _OpenRun(run, uri, stack)
+            yield opened
+            opened.stack = stack.pop_all()
+
+    def _uri(self, config: DictConfig) -> str:
+        """Return the URI of the store, which answers.
 
         The default store takes the place of one that is away, because the task may log too.
         """
@@ -289,7 +332,7 @@ class MlflowCallback(SweepCallback):
         except UserError as error:
             uri = run.store_uri(None, self.store)
             log.warning("%s. This run is recorded in %s", one_line(error), uri)
-        return uri, run.prepare(uri, self.store, self.experiment or config.hydra.job.name)
+        return uri
 
     def _check_server(self, opened: _OpenRun) -> None:
         """Raise UserError if the server is away. MLflow would try for minutes."""
@@ -298,14 +341,11 @@ class MlflowCallback(SweepCallback):
         check_server(opened.uri, self.key)
 
     def _link(self, own: _OpenRun, sweep: str) -> str:
-        from mnist_sweep.tracking.links import comparison_link
+        """Save the page that compares the jobs of a sweep, and return its link."""
+        from mnist_sweep.tracking import links, view
 
-        return comparison_link(own.uri, own.experiment_id, sweep, os.path.relpath(self.store))
-
-    def _common_tags(self) -> dict[str, str]:
-        from mnist_sweep.tracking.provenance import code_tags
-
-        return {**code_tags(self._code), **self.tags}
+        experiment_id = view.update(own.uri, own.run.run_id)
+        return links.comparison_link(own.uri, experiment_id, sweep, os.path.relpath(self.store))
 
     def _find_code(self, task: TaskFunction | None = None) -> None:
         """Read the state of the application's code where the command starts, or where the task is.

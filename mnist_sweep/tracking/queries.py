@@ -18,6 +18,7 @@ from mlflow.models import Model as Model
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from omegaconf import DictConfig
+from requests import Response
 from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -64,11 +65,8 @@ def check_server(uri: str, key: str = "tracking.uri") -> None:
         _check_database(uri, key)
     if not uri.startswith(("http://", "https://")):
         return
-    # with the user's credentials, because a proxy in front of the server may want them
-    credentials = get_default_host_creds(uri)  # type: ignore[no-untyped-call]
-    limits = {"max_retries": 0, "timeout": PROBE_TIMEOUT_S}
     try:
-        answer = http_request(credentials, "/health", "GET", **limits)  # type: ignore[no-untyped-call]
+        answer = _probe(uri)
     except MlflowException as error:
         raise UserError(
             f"no MLflow server answers at {key}={uri} within {PROBE_TIMEOUT_S} s; start it, or remove "
@@ -83,6 +81,26 @@ def check_server(uri: str, key: str = "tracking.uri") -> None:
         raise UserError(
             f"{key}={uri} answers {answer.status_code} {answer.reason}: expected an MLflow server"
         )
+
+
+def answers(uri: str) -> bool:
+    """Whether the server at `uri` answers. Of another store only a call can tell: True."""
+    if not uri.startswith(("http://", "https://")):
+        return True
+    try:
+        _probe(uri)
+    except MlflowException:
+        return False
+    return True
+
+
+def _probe(uri: str) -> Response:
+    """Ask a server how it is. Raises MlflowException if it does not answer in time, or with 429 or 5xx."""
+    # with the user's credentials, because a proxy in front of the server may want them
+    credentials = get_default_host_creds(uri)  # type: ignore[no-untyped-call]
+    limits = {"max_retries": 0, "timeout": PROBE_TIMEOUT_S}
+    answer: Response = http_request(credentials, "/health", "GET", **limits)  # type: ignore[no-untyped-call]
+    return answer
 
 
 def _check_database(uri: str, key: str) -> None:

@@ -13,16 +13,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count, islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlflow import MlflowClient
 
 from mnist_sweep.tracking.queries import IS_TRIAL, Run, find_runs, tag_is
 from mnist_sweep.tracking.retry import retried
 from mnist_sweep.tracking.tracker import CONFUSION_MATRIX
-
-if TYPE_CHECKING:
-    from mnist_sweep.tracking.run import MlflowRun
 
 log = logging.getLogger(__name__)
 
@@ -96,21 +93,22 @@ def save(client: MlflowClient, experiment_id: str, sweeps: Sequence[Run]) -> Non
     client.set_experiment_tag(experiment_id, name, encode(state(comparison)))
 
 
-def update(run: "MlflowRun", parameters: Sequence[str]) -> None:
-    """Save the page that compares the trials of a sweep. A store that fails costs only the page.
+def update(uri: str, run_id: str) -> str:
+    """Save the page that compares the trials of a sweep, given by its own run.
 
-    Args:
-        run: the sweep's own run.
-        parameters: what was searched, the most important first.
+    A store that fails costs only the page.
+
+    Returns:
+        The id of the experiment.
     """
-    client = run.client
-    names = [name.lstrip("+") for name in parameters]
-    run.set_tags({PARAMETERS: json.dumps(names)})
+    client = MlflowClient(uri)
+    summary = retried(partial(client.get_run, run_id))
+    experiment_id: str = summary.info.experiment_id
     try:
-        summary = client.get_run(run.run_id)
-        retried(partial(save, client, summary.info.experiment_id, [summary]))
+        retried(partial(save, client, experiment_id, [summary]))
     except Exception as error:  # without it the link opens MLflow's plain page
         log.warning("the comparison in MLflow's UI was not composed: %s", error)
+    return experiment_id
 
 
 def compare(client: MlflowClient, experiment_id: str, sweeps: Sequence[Run]) -> Comparison:
