@@ -1,6 +1,7 @@
 """An application of Lightning, whose module learns one weight and logs what the configuration says."""
 
 from pathlib import Path
+from typing import Any
 
 import hydra
 import torch
@@ -28,18 +29,26 @@ class Module(LightningModule):
 
 @hydra.main(config_path=str(Path(__file__).parent / "conf"), config_name="lightning")
 def task(cfg: DictConfig) -> float:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = Trainer(
+    devices = 2 if cfg.strategy == "ddp_fork" else 1
+    trainer = make_trainer(strategy=cfg.strategy, devices=devices, max_epochs=4)
+    trainer.fit(Module(cfg.x), data(), data())
+    return float(trainer.callback_metrics["score"])
+
+
+def make_trainer(**settings: Any) -> Trainer:
+    return Trainer(
         accelerator="cpu",
         callbacks=[ReportToSweep()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
         enable_model_summary=False,
-        **quiet,
-        **cfg.trainer,
+        **settings,
     )
-    data = DataLoader(torch.ones(4, 1))
-    trainer.fit(Module(cfg.x), data, data)
-    print(f"epochs: {trainer.current_epoch}")
-    return float(trainer.callback_metrics["score"])
+
+
+def data() -> DataLoader[torch.Tensor]:
+    return DataLoader(torch.ones(4, 1))
 
 
 if __name__ == "__main__":
