@@ -5,7 +5,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from mnist_sweep.sweep import current_trial
 
 
-class ReportToSweep(Callback):
+class ReportToSweep(Callback):  # type: ignore[misc]  # Lightning need not be installed
     """Reports `trainer.callback_metrics` after each epoch that ran a validation; epochs count from 1.
 
     With several processes, the first one reports, and its answer stops all of them. Outside of a sweep

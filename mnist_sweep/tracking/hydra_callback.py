@@ -8,8 +8,8 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,18 +48,12 @@ class _JobsOfSweep:
     objectives: Mapping[str, str]  # metric -> direction; empty if unknown
 
 
-@dataclass
+@dataclass(frozen=True)
 class _OpenRun:
-    """A run of MLflow that is open, and what closes it."""
+    """A run of MLflow that is open, and its store."""
 
     run: "MlflowRun"
     uri: str
-    stack: ExitStack
-
-    def close(self, error: BaseException | None) -> None:
-        """End the run; see `mnist_sweep.tracking.run.closing`."""
-        traceback = error.__traceback__ if error else None
-        self.stack.__exit__(type(error) if error else None, error, traceback)
 
 
 class MlflowCallback(SweepCallback):
@@ -116,21 +110,20 @@ class MlflowCallback(SweepCallback):
             self._job_run = self._start_job(config)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        from mnist_sweep.tracking.run import deactivate
+
         job, self._job_run = self._job_run, None
         if job is None:
             return
+        deactivate()
         error = job_error(job_return)
+        returned = job_return.return_value if error is None else None
         with _not_fatal("the end of this job is not recorded in MLflow"):
-            try:
-                self._check_server(job)
-                returned = job_return.return_value if error is None else None
-                self._record_results(job.run, config, returned)
-            finally:
-                job.close(error)
+            self._close(job, error, lambda: self._record_results(job.run, config, returned))
 
     def _start_job(self, config: DictConfig) -> _OpenRun:
         from mnist_sweep.tracking import job_record
-        from mnist_sweep.tracking.run import active
+        from mnist_sweep.tracking.run import activate
 
         trial = self._trial(config)
         tags = {
@@ -140,8 +133,10 @@ class MlflowCallback(SweepCallback):
         if trial.number is not None:
             tags |= {"sweep": str(trial.sweep), "trial": str(trial.number), **trial.tags}
         name = names.run_name(trial, config.hydra.job.name)
-        with self._opening(config, name, tags) as job:
-            job.stack.enter_context(active(job.run))
+        job = self._open(config, name, tags)
+        with _not_fatal("what the task logs is not in the run of this job"):
+            activate(job.run)
+        with _not_fatal("the parameters of this job are not recorded"):
             job.run.log_params(job_record.params(config, trial.params))
         return job
 
@@ -179,13 +174,18 @@ class MlflowCallback(SweepCallback):
             sweep.links["compare the runs"] = self._link(self._sweep_run, sweep.name)
 
     def on_sweep_end(self, sweep: Sweep, study: "Study", error: BaseException | None) -> None:
-        with self._ending_sweep(sweep.config, error) as own:
-            if own is None or self._sweep is None or error is not None:
-                return
-            from mnist_sweep.tracking.callback import record_study
+        from mnist_sweep.tracking.callback import record_study
 
-            record_study(own.run, sweep, study, list(self._sweep.objectives))
-            self._link(own, sweep.name)  # the page shows the most important parameters now
+        own, jobs = self._sweep_run, self._sweep
+
+        def record() -> None:
+            assert own is not None
+            assert jobs is not None
+            if error is None:
+                record_study(own.run, sweep, study, list(jobs.objectives))
+                self._link(own, sweep.name)  # the page shows the most important parameters now
+
+        self._end_sweep(error, record)
 
     # Sweeps of other sweepers
 
@@ -206,11 +206,16 @@ class MlflowCallback(SweepCallback):
             self._sweep_run = self._start_sweep(config, self._sweep, parameters)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        own, jobs = self._sweep_run, self._sweep
+
+        def record() -> None:
+            assert own is not None
+            assert jobs is not None
+            self._record_jobs(own, jobs)
+            log.info("compare the runs: %s", self._link(own, jobs.name))
+
         error = sys.exc_info()[1]  # Hydra calls this in a `finally`
-        with self._ending_sweep(config, error) as own:
-            if own is not None and self._sweep is not None:
-                self._record_jobs(own, self._sweep)
-                log.info("compare the runs: %s", self._link(own, self._sweep.name))
+        self._end_sweep(error, record)
 
     def _record_jobs(self, own: _OpenRun, sweep: _JobsOfSweep) -> None:
         """Record what the jobs' own runs say about a sweep that has no study."""
@@ -253,48 +258,39 @@ class MlflowCallback(SweepCallback):
             view.OBJECTIVES: json.dumps(objectives),
             view.PARAMETERS: as_tag(parameters),
         }
-        with self._opening(config, f"sweep {sweep.name}", tags, identity) as own:
-            own.run.reopen()
+        own = self._open(config, f"sweep {sweep.name}", tags, identity)
+        own.run.reopen()
         return own
 
-    @contextmanager
-    def _ending_sweep(
-        self, config: DictConfig, error: BaseException | None
-    ) -> Iterator[_OpenRun | None]:
-        """Yield the sweep's own run, if it has one, and close it."""
+    def _end_sweep(self, error: BaseException | None, record: Callable[[], None]) -> None:
+        """Close the sweep's own run, if it has one, with what `record` records."""
         from mnist_sweep.tracking.run import close_dead_runs
 
         own, self._sweep_run = self._sweep_run, None
         if own is None:
-            yield None
             return
         with _not_fatal("the end of the sweep is not recorded in MLflow"):
-            try:
-                self._check_server(own)
-                yield own
-            finally:
-                own.close(error)
+            self._close(own, error, record)
             experiment_id = own.run.client.get_run(own.run.run_id).info.experiment_id
             close_dead_runs(own.run.client, experiment_id)  # of workers that were killed
 
     # The store and the code
 
-    @contextmanager
-    def _opening(
+    def _open(
         self,
         config: DictConfig,
         name: str,
         tags: Mapping[str, str],
         identity: Mapping[str, str] | None = None,
-    ) -> Iterator[_OpenRun]:
-        """Open a run and record what it is made with. The run stays open unless the block raises.
+    ) -> _OpenRun:
+        """Open a run and record what it is made with.
 
         Args:
             identity: tags that no other run has, to find the run if it exists; None: it does not.
         """
         from mnist_sweep.tracking.buffer import Record
         from mnist_sweep.tracking.provenance import code_tags
-        from mnist_sweep.tracking.run import closing, now_ms
+        from mnist_sweep.tracking.run import now_ms
 
         uri = self._uri(config)
         tags = {**process_identity(), **code_tags(self._code), **self.tags, **tags}
@@ -309,13 +305,34 @@ class MlflowCallback(SweepCallback):
         )
         run = record.open(uri, self.store, may_exist=identity is not None)
         run.patience_s = PATIENCE_S
-        with ExitStack() as stack:
-            stack.enter_context(closing(run, uri))
+        with _not_fatal("the configuration and the code are not recorded"):
             run.set_tags(tags)
             self._write_inputs(run, config)
-            opened = _OpenRun(run, uri, stack)
-            yield opened
-            opened.stack = stack.pop_all()
+        return _OpenRun(run, uri)
+
+    def _close(
+        self, opened: _OpenRun, error: BaseException | None, record: Callable[[], None]
+    ) -> None:
+        """Call `record` and end a run: FINISHED, after an exception FAILED, after a signal KILLED.
+
+        Raises:
+            UserError: the server is away. MLflow would try for minutes.
+        """
+        from mnist_sweep.tracking.queries import check_server
+        from mnist_sweep.tracking.run import closing
+
+        check_server(opened.uri, self.key)
+        traceback = error.__traceback__ if error else None
+        try:
+            with closing(opened.run, opened.uri):
+                with _not_fatal("the results are not recorded"):
+                    record()
+                if error is not None:
+                    raise error
+        except BaseException as raised:
+            if raised is not error:
+                raise
+            error.__traceback__ = traceback  # Hydra shows it
 
     def _uri(self, config: DictConfig) -> str:
         """Return the URI of the store, which answers.
@@ -333,12 +350,6 @@ class MlflowCallback(SweepCallback):
             uri = run.store_uri(None, self.store)
             log.warning("%s. This run is recorded in %s", one_line(error), uri)
         return uri
-
-    def _check_server(self, opened: _OpenRun) -> None:
-        """Raise UserError if the server is away. MLflow would try for minutes."""
-        from mnist_sweep.tracking.queries import check_server
-
-        check_server(opened.uri, self.key)
 
     def _link(self, own: _OpenRun, sweep: str) -> str:
         """Save the page that compares the jobs of a sweep, and return its link."""

@@ -46,7 +46,7 @@ def params(config: DictConfig, varied: Mapping[str, Any]) -> dict[str, str]:
         if not group.startswith("hydra/")
     }
     everything = known | flatten_tree(settings(config)) | choices
-    return {key(name): value for name, value in everything.items()}
+    return {key(name): value for name, value in everything.items() if name}
 
 
 def overridden(config: DictConfig) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The store of the runs, and one run in it: opened, written, and closed with the right status."""
 
+import io
 import json
 import logging
 import os
@@ -8,7 +9,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -373,15 +374,16 @@ def closing(run: "RunWriter", uri: str) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def active(run: MlflowRun) -> Iterator[None]:
+def activate(run: MlflowRun) -> None:
     """Make a run MLflow's active run, in which `mlflow.log_*` and `mlflow.autolog` record."""
     mlflow.start_run(run_id=run.run_id)
-    try:
-        yield
-    finally:
-        with suppress(Exception):  # the store may be away
-            mlflow.end_run("RUNNING")  # `closing` sets the status
+
+
+def deactivate() -> None:
+    """Let no run be active. `closing` sets the status of the run that was."""
+    # it prints the run's address, as `closing` does
+    with suppress(Exception), redirect_stdout(io.StringIO()):  # the store may be away
+        mlflow.end_run("RUNNING")
 
 
 class RunWriter(Protocol):

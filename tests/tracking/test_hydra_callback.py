@@ -4,6 +4,7 @@ import json
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from mlflow.entities import Run
 from omegaconf import OmegaConf
 
 from mnist_sweep.tracking import job_record, view
-from tests.helpers import cli
+from tests.helpers import cli, engine, servers
 
 SETTINGS = "hydra.callbacks.mlflow"
 
@@ -24,7 +25,6 @@ class Recorded(NamedTuple):
 
     code: int
     output: str
-    folder: Path
     client: MlflowClient
     runs: list[Run]
 
@@ -38,17 +38,23 @@ class Recorded(NamedTuple):
         return Path(self.client.download_artifacts(run.info.run_id, name)).read_text()
 
 
-def record(folder: Path, *arguments: str, **env: str) -> Recorded:
-    done = cli.run(
-        *(f"hydra.run.dir={folder}/run", f"hydra.sweep.dir={folder}/sweep"),
-        *(f"{SETTINGS}.store={folder}/mlruns", *arguments),
-        module="tests.helpers.apps.tracked",
-        env=env,
-    )
+APP = "tests.helpers.apps.tracked"
+
+
+def record(folder: Path, *arguments: str) -> Recorded:
+    done = cli.run(*in_folder(folder), *arguments, module=APP)
     client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    return Recorded(done.returncode, done.stdout + done.stderr, client, runs_of(client))
+
+
+def in_folder(folder: Path) -> list[str]:
+    directories = [f"hydra.run.dir={folder}/run", f"hydra.sweep.dir={folder}/sweep"]
+    return [*directories, f"{SETTINGS}.store={folder}/mlruns"]
+
+
+def runs_of(client: MlflowClient) -> list[Run]:
     ids = [e.experiment_id for e in client.search_experiments() if e.name != "Default"]
-    runs = list(client.search_runs(ids)) if ids else []
-    return Recorded(done.returncode, done.stdout + done.stderr, folder, client, runs)
+    return list(client.search_runs(ids)) if ids else []
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +213,35 @@ def test_secret_in_the_settings_is_refused_and_the_job_is_recorded(
     assert f"{SETTINGS}.tracking_uri=postgresql://user:***@127.0.0.1:9/x" in done.output
     assert "topsecret" not in done.output
     assert done.runs[0].data.metrics == {"own": 2, "return_value": 2}
+
+
+def test_server_that_goes_away_costs_the_results_and_not_the_job(tmp_path: Path) -> None:
+    go, port = tmp_path / "go", cli.free_port()
+    with servers.mlflow_server(tmp_path, port) as uri:
+        arguments = ("hydra/callbacks=mlflow", *in_folder(tmp_path), f"wait_for={go}")
+        job = cli.start(
+            *arguments,
+            module=APP,
+            env={"MLFLOW_TRACKING_URI": uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"},
+            stdout=PIPE,
+            stderr=STDOUT,
+        )
+        engine.wait_for(Path(f"{go}.waiting").exists)
+        (run,) = runs_of(MlflowClient(uri))
+        assert run.data.metrics == {"own": 2}
+        assert run.data.params["x"] == "1"
+    go.touch()
+    output, _ = job.communicate(timeout=100)
+    assert job.returncode == 0, output
+    assert (
+        f"the end of this job is not recorded in MLflow: no MLflow server answers at "
+        f"MLFLOW_TRACKING_URI={uri}" in output
+    )
+
+
+def test_parameters_have_names_that_mlflow_takes() -> None:
+    config = OmegaConf.create({"hydra": {"runtime": {"choices": {"db@a": "x", "hydra/env": "y"}}}})
+    assert job_record.params(config, {"+new": 1}) == {"new": "1", "db_a": "x"}
 
 
 @pytest.mark.parametrize(

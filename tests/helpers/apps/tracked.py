@@ -1,5 +1,6 @@
 """An application of somebody else, which logs to MLflow in its own way."""
 
+import time
 from pathlib import Path
 
 import hydra
@@ -14,6 +15,9 @@ from sklearn.linear_model import LogisticRegression
 def task(cfg: DictConfig) -> float:
     for step in (1, 2):
         mlflow.log_metric("own", step * cfg.x, step=step)
+    while cfg.wait_for and not Path(cfg.wait_for).exists():
+        Path(f"{cfg.wait_for}.waiting").touch()
+        time.sleep(0.05)
     directory = Path(HydraConfig.get().runtime.output_dir)
     (directory / "plots").mkdir()
     for name in ("metrics.csv", "weights.bin", "plots/curve.png"):
