@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from mnist_sweep.sweep.callback import Study
 
 
+SHARED = ("store", "objective", "direction")  # by all trials of a sweep
+
+
 class RefuseSecrets(Callback):
     """Ends a command whose settings spell out a secret, before Hydra records the settings."""
 
@@ -72,6 +75,8 @@ class PrepareSweep(SweepCallback):
     """Checks a sweep's configuration and fetches the data once for all trials."""
 
     def on_sweep_prepare(self, sweep: Sweep) -> None:
+        if shared := [name for name in sweep.parameters if name in SHARED]:
+            raise UserError(f"{shared[0]} cannot vary within a sweep; expected one value")
         for cfg in (sweep.example, *sweep.variations):
             configuration.check(cfg)
         if sweep.example.trainer.resume or "trainer.resume" in sweep.parameters:

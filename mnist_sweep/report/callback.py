@@ -35,8 +35,7 @@ class WriteStudyReport(SweepCallback):
     """Writes report/ in the sweep's directory from the study alone, for any application."""
 
     def on_sweep_end(self, sweep: Sweep, study: "Study", error: BaseException | None) -> None:
-        settings = getattr(sweep, "settings", None) or sweep.config.sweep
-        if error is not None or not settings.report:
+        if error is not None or not sweep.settings.report:
             return
         from mnist_sweep.report import page
 

@@ -30,6 +30,10 @@ WAIT_S = 0.3  # between two requests while other workers run the last trials
 REPORT_S = 1.0  # for a report to reach the study; a trial does not wait longer
 MARK_S = 4.0  # for the driver to stop an interrupted sweep
 HANG_S = 10.0  # for a trial to obey its time limit before its process is ended
+NO_OBJECTIVE = (
+    "a search needs a number to optimise: return it from the task, or report it with "
+    "current_trial().report"
+)
 MAX_DUPLICATES = 50  # in a row, after which the space counts as exhausted
 
 
@@ -61,7 +65,7 @@ class Coordinator:
         self.trials, plan = get_trials(self.study), self.plan
         n_failed = len(plan.failed(self.trials))
         if n_failed > plan.settings.max_failure_rate * plan.n_trials:
-            self.stop(f"{n_failed} trials failed (sweep.max_failure_rate)")
+            self.stop(f"{n_failed} trials failed ({plan.settings.key}.max_failure_rate)")
         return self.trials
 
     def stop(self, why: str) -> None:
@@ -171,6 +175,10 @@ class Coordinator:
         earlier = [t for t in trials if t.number < trial.number]
         return any(t.state in DONE and t.params == trial.params for t in earlier)
 
+    def set_directory(self, number: int, directory: str) -> None:
+        if (trial := self._running.get(number)) is not None:
+            trial.set_user_attr(storage.DIRECTORY, directory)
+
     def report(self, number: int, step: int, value: float, *, final: bool) -> bool:
         """Record the objective after a step. Returns True if the trial should stop."""
         trial = self._running.get(number)
@@ -193,8 +201,14 @@ class Coordinator:
                 storage.fail(self.study, frozen(trial), result.error)
             elif result.pruned:
                 self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
-            else:
+            elif result.values is not None:
                 self.study.tell(trial, result.values, skip_if_finished=True)
+            elif self.plan.grid is None:
+                storage.fail(self.study, frozen(trial), NO_OBJECTIVE)
+            else:  # Optuna wants a value
+                trial.set_user_attr(storage.NO_VALUE, True)
+                zeros = [0.0] * len(self.plan.metrics)
+                self.study.tell(trial, zeros, skip_if_finished=True)
         del self._running[number]
 
     def fail(self, number: int, why: str) -> None:
@@ -308,6 +322,10 @@ class Channel:
                 time.sleep(WAIT_S)
         return None
 
+    def set_directory(self, directory: str) -> None:
+        assert self._number is not None
+        self.thread.post(self.coordinator.set_directory, self._number, directory)
+
     def report(self, step: int, value: float, *, final: bool) -> bool:
         assert self._number is not None
         future = self.thread.call(self.coordinator.report, self._number, step, value, final=final)
@@ -368,4 +386,5 @@ class Channel:
         self._end()
 
     def _timeout_text(self) -> str:
-        return f"longer than sweep.trial_timeout_s={self._limit_s:g}"
+        key = self.coordinator.plan.settings.key
+        return f"longer than {key}.trial_timeout_s={self._limit_s:g}"

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from mnist_sweep.common import processes, signals
 from mnist_sweep.sweep import samplers
 from mnist_sweep.sweep import study as storage
+from mnist_sweep.sweep.config import settings_of
 from mnist_sweep.sweep.coordinator import LOOK_S, Channel, Coordinator, CoordinatorThread
 from mnist_sweep.sweep.plan import Plan
 from mnist_sweep.sweep.worker import Job, run_trials
@@ -34,10 +35,10 @@ class LaunchedWorker:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signals.obey)  # Ray and a shell's & leave it ignored
         settings, config = self.plan.settings, self.job.config
-        url = storage.storage_url(config.sweep.storage, config.store)
+        url = storage.storage_url(settings_of(config).storage, settings.store)
         study = optuna.load_study(
             study_name=self.plan.study_name,
-            storage=storage.open_storage(url, settings.grace_s),
+            storage=storage.open_storage(url, settings.grace_s, f"{settings.key}.storage"),
             sampler=samplers.make_sampler(settings),
             pruner=samplers.make_pruner(settings),
         )

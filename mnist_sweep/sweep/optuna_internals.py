@@ -37,6 +37,9 @@ def read_trials(
 
     Optuna's own needs a statement for the attributes of every 500 trials, and makes an object of every
     row. A look at 1,000 RUNNING trials took 2.4 s.
+
+    Raises:
+        KeyError: there is no such study.
     """
     trial = models.TrialModel
     conditions = [trial.study_id == study_id]
@@ -59,6 +62,7 @@ def read_trials(
             select(trial).where(*conditions).order_by(trial.trial_id)
         ).all()
         if not found:
+            models.StudyModel.find_or_raise_by_id(study_id, session)
             return []
         param = models.TrialParamModel
         params = read(

@@ -43,7 +43,6 @@ from mnist_sweep.common.errors import UserError
 from mnist_sweep.common.files import make_database, make_folder
 from mnist_sweep.common.secrets import mask_in, mask_url
 from mnist_sweep.sweep import optuna_internals
-from mnist_sweep.sweep.config import OWN_KEYS
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -72,6 +71,7 @@ RESUME = "resume"  # directory of an earlier attempt that left a checkpoint
 ERROR = "error"
 SUMMARY = "summary"  # final metrics of the run
 GRID = "grid"  # point of a grid, as JSON
+NO_VALUE = "no value"  # of a complete trial of a grid whose task has no objective; its value is 0
 
 
 class Patience:
@@ -86,6 +86,9 @@ class Patience:
         self.waiting_for: str | None = None
         self.since = 0.0  # time.monotonic() when it began to wait
         self.given_up = threading.Event()
+
+    def __reduce__(self) -> Any:
+        return Patience, ()  # a copy in another process waits for itself
 
     def call(self, function: Callable[[], T]) -> T:
         """Call a function until the database answers. Raises its other errors at once."""
@@ -169,15 +172,13 @@ for _name in optuna_internals.STORAGE_CALLS:
     setattr(PatientStorage, _name, _patient(_name))
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, key: str = "sweep") -> None:
     """Raise UserError unless the name of a sweep can name a folder and stand in MLflow's queries."""
     if not re.fullmatch(r"[\w.+-]+", name) or not name.strip("."):
-        raise UserError(
-            f"sweep.name={name}: expected letters, digits and any of . _ - +, not only dots"
-        )
+        raise UserError(f"{key}={name}: expected letters, digits and any of . _ - +, not only dots")
     if (length := len(name.encode())) > MAX_NAME_LENGTH:
         raise UserError(
-            f"sweep.name={name[:20]}... has {length} bytes, expected at most {MAX_NAME_LENGTH}"
+            f"{key}={name[:20]}... has {length} bytes, expected at most {MAX_NAME_LENGTH}"
         )
 
 
@@ -199,25 +200,30 @@ def give_up(study: optuna.Study) -> None:
     optuna_internals.backend(study).patience.given_up.set()
 
 
-def sqlite_path(url: str) -> Path | None:
+def sqlite_path(url: str, key: str = "storage") -> Path | None:
     """Return the file of an SQLite database; None for a server. Raises UserError for other SQLite."""
     if not url.startswith("sqlite"):
         return None
     path = url.removeprefix("sqlite:///").partition("?")[0]
     if path in (url, "", ":memory:"):
-        raise UserError(f"sweep.storage={url}: workers cannot read this; expected sqlite:///file")
+        raise UserError(f"{key}={url}: workers cannot read this; expected sqlite:///file")
     return Path(path)
 
 
-def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
+def open_storage(
+    url: str, grace_s: int, key: str = "storage", *, create: bool = False
+) -> RDBStorage:
     """Open the database, with heartbeats.
+
+    Args:
+        key: of the setting that names the database.
 
     Raises:
         UserError: the database cannot be opened, its driver is missing, or it is a journal file.
     """
     if url.startswith("journal"):
         raise UserError(
-            f"sweep.storage={mask_url(url)}: a journal file with a torn last line cannot be read again; "
+            f"{key}={mask_url(url)}: a journal file with a torn last line cannot be read again; "
             "expected sqlite:///file or postgresql://..."
         )
     # one connection, and one more for Optuna's own check of the tables
@@ -238,13 +244,13 @@ def open_storage(url: str, grace_s: int, *, create: bool = False) -> RDBStorage:
         return storage
     except ImportError as error:
         raise UserError(
-            f"sweep.storage={mask_url(url)} needs a database driver that is not installed; "
+            f"{key}={mask_url(url)} needs a database driver that is not installed; "
             "for postgresql://: pip install 'psycopg[binary]'"
         ) from error
     except (SQLAlchemyError, StorageInternalError, OSError, ValueError) as error:
         cause = error.__cause__ if isinstance(error, StorageInternalError) else error
         reason = mask_in(str(cause).splitlines()[0], url)
-        raise UserError(f"sweep.storage={mask_url(url)} cannot be opened: {reason}") from error
+        raise UserError(f"{key}={mask_url(url)} cannot be opened: {reason}") from error
 
 
 def create_study(
@@ -255,22 +261,26 @@ def create_study(
     *,
     sampler: BaseSampler | None = None,
     pruner: BasePruner | None = None,
+    key: str = "storage",
 ) -> optuna.Study:
     """Create the study, or load it if it exists.
+
+    Args:
+        key: of the setting that names the database.
 
     Raises:
         UserError: the database cannot be opened, or the study has other objectives.
     """
-    path = sqlite_path(url)
+    path = sqlite_path(url, key)
     if path is None:
-        storage = _open_on_server(url, grace_s)
+        storage = _open_on_server(url, grace_s, key)
     else:
-        sqlite.check_file(path, f"sweep.storage={url}")
+        sqlite.check_file(path, f"{key}={url}")
         make_folder(path.parent)
         # two processes that create the tables of an SQLite file at once would corrupt it
         with FileLock(path.with_suffix(".lock"), timeout=LOCK_TIMEOUT_S):
             make_database(path)
-            storage = open_storage(url, grace_s, create=True)
+            storage = open_storage(url, grace_s, key, create=True)
     study = optuna.create_study(
         storage=storage,
         study_name=name,
@@ -280,20 +290,20 @@ def create_study(
         pruner=pruner,
     )
     if study.directions != optuna.create_study(directions=directions).directions:
-        raise UserError(f"the sweep {name} has other objectives; choose another sweep.name")
+        raise UserError(f"the sweep {name} has other objectives; choose another name")
     return study
 
 
-def _open_on_server(url: str, grace_s: int) -> RDBStorage:
+def _open_on_server(url: str, grace_s: int, key: str) -> RDBStorage:
     """Retry: of two hosts that create the tables at once, one finds them half made."""
     for _ in range(FIRST_CONTACTS - 1):
         try:
-            return open_storage(url, grace_s, create=True)
+            return open_storage(url, grace_s, key, create=True)
         except UserError as error:
             if not isinstance(error.__cause__, IntegrityError | ProgrammingError):
                 raise
             time.sleep(1)
-    return open_storage(url, grace_s, create=True)
+    return open_storage(url, grace_s, key, create=True)
 
 
 def get_trials(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
@@ -434,7 +444,7 @@ def check_fingerprint(
         raise UserError(
             f"mnist_sweep did not create the study {study.study_name}, or it is damaged"
         )
-    free = (*OWN_KEYS, *settings.may_change)
+    free = (*settings.own_keys, *settings.may_change)
     before = {k: v for k, v in stored.items() if k in now or not is_under(k, free)}
     changed = {k for k in before.keys() | now.keys() if before.get(k) != now.get(k)}
     # Optuna allows another interval of a parameter, but no other choices
@@ -443,10 +453,10 @@ def check_fingerprint(
         differences = "; ".join(
             f"{k}: {before.get(k, 'absent')} -> {now.get(k, 'absent')}" for k in sorted(changed)
         )
-        way_out = "" if choices else ", or set sweep.extend=true to mix them"
+        way_out = "" if choices else f", or set {settings.key}.extend=true to mix them"
         raise UserError(
             f"the sweep {study.study_name} has another search space; {differences}; "
-            f"choose another sweep.name{way_out}"
+            f"choose another {settings.key}.name{way_out}"
         )
     study.set_user_attr("fingerprint", now)
 

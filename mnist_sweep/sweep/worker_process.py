@@ -38,6 +38,9 @@ class RemoteCoordinator:
         answer: Assignment | None = self._ask("next")
         return answer
 
+    def set_directory(self, directory: str) -> None:
+        self._ask("set_directory", directory)
+
     def report(self, step: int, value: float, *, final: bool) -> bool:
         return bool(self._ask("report", step, value, final=final))
 

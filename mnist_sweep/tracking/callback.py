@@ -52,8 +52,7 @@ class RecordSweep(SweepCallback):
         study.set_user_attr("code", code)
         opened = recorder.sweep_run(config, sweep.name, tags=code, directory=sweep.directory)
         self._run = self._stack.enter_context(opened)
-        objectives = dict(config.sweep.objectives or {config.objective: config.direction})
-        self._run.set_tags({view.OBJECTIVES: json.dumps(objectives)})
+        self._run.set_tags({view.OBJECTIVES: json.dumps(sweep.objectives)})
         # until trials are known; a conditional parameter may exist in none
         searched = [name for name in sweep.parameters if name not in config.sweep.when]
         self._run.set_tags({view.PARAMETERS: as_tag(searched)})
@@ -111,8 +110,7 @@ class RecordSweep(SweepCallback):
     def _finish(self, sweep: Sweep, study: "Study") -> None:
         """Record the results and the report, register the best model."""
         assert self._run is not None
-        objectives = list(sweep.config.sweep.objectives or [sweep.config.objective])
-        record_study(self._run, sweep, study, objectives)
+        record_study(self._run, sweep, study)
         if not self._run.flush():
             return
         self._save_view()
@@ -143,7 +141,7 @@ class RecordSweep(SweepCallback):
             log.info("registered as %s version %s, the challenger", version.name, version.version)
 
 
-def record_study(run: "Tracker", sweep: Sweep, study: "Study", objectives: Sequence[str]) -> None:
+def record_study(run: "Tracker", sweep: Sweep, study: "Study") -> None:
     """Record the results of a sweep in its own run: the figures, the best trial, the report."""
     from mnist_sweep.sweep.importances import importances
     from mnist_sweep.sweep.results import count_states
@@ -152,9 +150,9 @@ def record_study(run: "Tracker", sweep: Sweep, study: "Study", objectives: Seque
 
     states = count_states(study)
     run.log_metrics({f"trials/{name}": float(n) for name, n in states.items()}, step=0)
-    if states["complete"] and len(objectives) == 1:
-        best = study.best_trial
-        record_best(run, objectives[0], study.best_value, best.number, best.params)
+    if states["complete"] and len(sweep.objectives) == 1:
+        best, name = study.best_trial, next(iter(sweep.objectives))
+        record_best(run, name, study.best_value, best.number, best.params)
     known = importances(study)
     drawn = {name for trial in get_trials(study) for name in trial.params}
     ranked = dict.fromkeys([*(known.shares if known else ()), *sweep.parameters])

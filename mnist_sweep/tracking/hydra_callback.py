@@ -169,20 +169,19 @@ class MlflowCallback(SweepCallback):
 
     def on_sweep_start(self, sweep: Sweep, study: "Study") -> None:
         with _not_fatal("the sweep itself is not recorded in MLflow"):
-            self._sweep = _JobsOfSweep(sweep.name, _objectives(sweep))
+            self._sweep = _JobsOfSweep(sweep.name, sweep.objectives)
             self._sweep_run = self._start_sweep(sweep.config, self._sweep, sweep.parameters)
             sweep.links["compare the runs"] = self._link(self._sweep_run, sweep.name)
 
     def on_sweep_end(self, sweep: Sweep, study: "Study", error: BaseException | None) -> None:
         from mnist_sweep.tracking.callback import record_study
 
-        own, jobs = self._sweep_run, self._sweep
+        own = self._sweep_run
 
         def record() -> None:
             assert own is not None
-            assert jobs is not None
             if error is None:
-                record_study(own.run, sweep, study, list(jobs.objectives))
+                record_study(own.run, sweep, study)
                 self._link(own, sweep.name)  # the page shows the most important parameters now
 
         self._end_sweep(error, record)
@@ -389,13 +388,6 @@ def _not_fatal(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         log.warning("%s: %s", what, one_line(error, with_kind=not isinstance(error, UserError)))
-
-
-def _objectives(sweep: Sweep) -> dict[str, str]:
-    """Return the direction of each objective by its name."""
-    if hasattr(sweep, "objectives"):
-        return dict(sweep.objectives)
-    return dict(sweep.config.sweep.objectives or {sweep.config.objective: sweep.config.direction})
 
 
 def _copy(files: Sequence[Path], directory: Path, target: Path) -> None:

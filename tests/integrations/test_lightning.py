@@ -63,8 +63,8 @@ def test_outside_of_a_sweep_nothing_stops() -> None:
 def test_sweep_prunes_a_trial_of_two_processes(tmp_path: Path) -> None:
     """The first process reports, both stop, and the worker that started them learns of it."""
     code, output = engine.run(
-        *("x=1,5", "strategy=ddp_fork", "sweep.name=s"),
-        "+sweep.pruner={_target_: optuna.pruners.ThresholdPruner, lower: 4}",
+        *("x=1,5", "strategy=ddp_fork", "hydra.sweeper.name=s"),
+        "hydra.sweeper.pruner={_target_: optuna.pruners.ThresholdPruner, lower: 4}",
         store=tmp_path,
         module="tests.helpers.apps.lightning_app",
     )

@@ -19,11 +19,11 @@ from sqlalchemy import event, insert
 from mnist_sweep.common.processes import process_identity
 from mnist_sweep.sweep import optuna_internals, samplers
 from mnist_sweep.sweep import study as storage
-from mnist_sweep.sweep.config import SweepConfig
 from mnist_sweep.sweep.coordinator import Coordinator
 from mnist_sweep.sweep.plan import Plan
 from mnist_sweep.sweep.space import parse
 from mnist_sweep.sweep.worker import Result
+from tests.helpers.settings import sweep_settings
 
 HERE = process_identity()
 
@@ -31,8 +31,7 @@ HERE = process_identity()
 def make_coordinator(folder: Path, *, n_trials: int = 20_000, **settings: Any) -> Coordinator:
     """A coordinator of a search in three parameters, by random search unless `settings` say."""
     sampler = {"_target_": "optuna.samplers.RandomSampler"}
-    chosen = OmegaConf.structured(SweepConfig(seed=0, sampler=sampler))
-    chosen = OmegaConf.merge(chosen, {"name": "s", **settings})
+    chosen = sweep_settings(**{"sampler": sampler, "name": "s", **settings})
     space = parse(chosen, ["a=interval(0,1)", "b=interval(0,1)", "c=choice(1,2)"])
     url = storage.storage_url(None, str(folder))
     study = storage.create_study(

@@ -315,7 +315,7 @@ def test_worker_sees_one_gpu_and_its_share_of_threads(store: Path) -> None:
     events = store / "events"
     run(
         "x=1,2,3,4,5,6,7,8",
-        "device=auto",
+        "sweep.device=auto",
         "sleep_s=1",
         f"events={events}",
         "sweep.name=gpu",

@@ -4,18 +4,20 @@ from typing import Any
 
 import optuna
 import pytest
-from omegaconf import OmegaConf
 
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.sweep import samplers
 from mnist_sweep.sweep import study as storage
 from mnist_sweep.sweep.space import Space, parse
+from tests.helpers.settings import sweep_settings
 
-MAY_CHANGE = ["tracking", "device", "store", "data.root"]
+MAY_CHANGE = sweep_settings(
+    own_keys=["sweep"], may_change=["tracking", "device", "store", "data.root"]
+)
 
 
 def space(*arguments: str, **settings: Any) -> Space:
-    return parse(OmegaConf.create({"space": {}, "when": {}, **settings}), list(arguments))
+    return parse(sweep_settings(**settings), list(arguments))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +53,7 @@ def test_tracking_and_device_may_change_on_resume() -> None:
 @pytest.mark.parametrize("sampler", ["TPESampler", "RandomSampler", "CmaEsSampler"])
 def test_hyperband_brackets_draw_no_point_twice(sampler: str) -> None:
     target = {"_target_": f"optuna.samplers.{sampler}", "_partial_": True}
-    settings = OmegaConf.create({"sampler": target, "seed": 3})
+    settings = sweep_settings(sampler=target, seed=3)
     pruner = optuna.pruners.HyperbandPruner(min_resource=1, max_resource=9)
     study = optuna.create_study(sampler=samplers.make_sampler(settings), pruner=pruner)
     for _ in range(14):
@@ -65,10 +67,9 @@ def test_hyperband_brackets_draw_no_point_twice(sampler: str) -> None:
 
 def test_study_of_an_earlier_version_resumes() -> None:
     study = optuna.create_study()
-    settings = OmegaConf.create({"may_change": MAY_CHANGE, "extend": False})
     here = space("x=1,2", "tracking=none", "data.root=/a").fingerprint(MAY_CHANGE)
     study.set_user_attr("fingerprint", {**here, "tracking": "none", "data.root": "/a"})
-    storage.check_fingerprint(study, here, settings)
+    storage.check_fingerprint(study, here, MAY_CHANGE)
     other = space("x=1,2", "data.val_size=9").fingerprint(MAY_CHANGE)
     with pytest.raises(UserError, match=r"data.val_size: absent -> 9"):
-        storage.check_fingerprint(study, other, settings)
+        storage.check_fingerprint(study, other, MAY_CHANGE)
