@@ -1,5 +1,6 @@
 """What this application does around a run and before a sweep, as Hydra callbacks."""
 
+import logging
 import shutil
 import sys
 from contextlib import suppress
@@ -21,6 +22,8 @@ from mnist_sweep.sweep.hydra_internals import job_error
 if TYPE_CHECKING:
     from mnist_sweep.sweep.callback import Study
 
+
+log = logging.getLogger(__name__)
 
 SHARED = ("store", "objective", "direction")  # by all trials of a sweep
 
@@ -139,9 +142,12 @@ class KeepBest(SweepCallback):
                 # the study records directories too, but the database may be anybody's
                 checkpoint.delete(sweep.directory / str(trial.number))
         if tracking.enabled:
-            from mnist_sweep.tracking.queries import delete_models_of_sweep
+            from mnist_sweep.tracking.queries import answers, delete_models_of_sweep
             from mnist_sweep.tracking.run import store_uri
 
             uri = store_uri(tracking.uri, sweep.config.store)
+            if not answers(uri):
+                log.warning("WARNING: MLflow is away: it keeps the models of all trials")
+                return
             artifacts = Path(sweep.config.store) / "artifacts"
             delete_models_of_sweep(uri, tracking.experiment, sweep.name, kept, artifacts)

@@ -19,9 +19,13 @@ class WriteReport(SweepCallback):
         if error is not None or not sweep.config.sweep.report:
             return
         from mnist_sweep.report import page
+        from mnist_sweep.tracking.queries import answers
         from mnist_sweep.tracking.run import store_uri
 
         uri = store_uri(tracking.uri, sweep.config.store) if tracking.enabled else None
+        if uri is not None and not answers(uri):
+            log.warning("WARNING: MLflow is away: the report lacks what the runs recorded")
+            uri = None
         folder = sweep.directory / "report"
         try:
             path = page.write(folder, study, uri=uri, experiment=tracking.experiment)

@@ -24,11 +24,10 @@ from mnist_sweep.common.files import make_folder
 from mnist_sweep.common.secrets import mask_url
 from mnist_sweep.tracking.queries import find_runs, tag_is
 from mnist_sweep.tracking.retry import is_outage
-from mnist_sweep.tracking.run import MODEL, MlflowRun, prepare
+from mnist_sweep.tracking.run import MODEL, UNSENT, MlflowRun, prepare
 
 log = logging.getLogger(__name__)
 
-UNSENT = "unsent"  # the folder's name, in the store and in the output directory of a run
 IMAGE = "image.npy"
 PLAIN = ("log_metrics", "set_tags", "log_params", "log_dataset", "reopen", "end")  # without files
 
@@ -38,6 +37,7 @@ class Record:
     """Which run a record is of.
 
     Attributes:
+        key: names the record, also in a tag of the run.
         uri: the store's URI, without its password.
         tags: the run's first tags, with the identity of its process.
         identity: those of the tags that no other run has.
@@ -46,6 +46,7 @@ class Record:
         is_closed: whether its process adds no more entries.
     """
 
+    key: str
     uri: str
     experiment: str
     name: str
@@ -67,7 +68,8 @@ class Record:
         Args:
             may_exist: whether the run may be in the store already.
         """
-        experiment_id = prepare(uri, store, self.experiment)
+        waiting = [buffer.record.key for buffer in unsent(store) if buffer.entries()]
+        experiment_id = prepare(uri, store, self.experiment, kept=waiting)
         client = MlflowClient(uri)
         query = " AND ".join(tag_is(name, value) for name, value in self.identity.items())
         run = None
@@ -82,15 +84,15 @@ class Record:
 class Buffer:
     """The entries of a record. One process adds, one thread at a time sends."""
 
-    def __init__(self, record: Record, store: str, key: str) -> None:
+    def __init__(self, record: Record, store: str) -> None:
         self.record, self.folder = record, Path(record.folder)
-        self.file = Path(store).resolve() / UNSENT / f"{key}.json"
+        self.file = Path(store).resolve() / UNSENT / f"{record.key}.json"
         self._n_added = 0
 
     @classmethod
-    def create(cls, record: Record, store: str, key: str) -> "Buffer":
+    def create(cls, record: Record, store: str) -> "Buffer":
         """Make the record of a new run."""
-        buffer = cls(record, store, key)
+        buffer = cls(record, store)
         make_folder(buffer.folder)
         make_folder(buffer.file.parent)
         buffer._save()
@@ -100,7 +102,7 @@ class Buffer:
     def load(cls, file: Path) -> "Buffer":
         """Read the record of another process."""
         record = Record(**json.loads(file.read_text()))
-        return cls(record, str(file.parent.parent), file.stem)
+        return cls(record, str(file.parent.parent))
 
     def _save(self) -> None:
         _write(self.file, asdict(self.record))
@@ -164,30 +166,40 @@ def send(run: MlflowRun, entry: Path) -> None:
     shutil.rmtree(files, ignore_errors=True)
 
 
-def left_over(uri: str, store: str) -> Iterator[Buffer]:
-    """Yield the records for `uri` that are left over in a store, the oldest first."""
+def unsent(store: str) -> list[Buffer]:
+    """Return all records in a store, also those of runs that have not ended."""
     found = []
     for file in (Path(store).resolve() / UNSENT).glob("*.json"):
         try:
-            buffer = Buffer.load(file)
+            found.append(Buffer.load(file))
         except FileNotFoundError:  # another process has just sent it
             continue
         except (ValueError, TypeError) as error:
             log.warning("WARNING: %s is no record of a run: %s", file, one_line(error))
-            continue
-        if buffer.record.uri == mask_url(uri) and buffer.record.is_left_over:
-            found.append(buffer)
-    yield from sorted(found, key=lambda buffer: buffer.record.start_ms)
+    return found
 
 
-def send_left_over(uri: str, store: str) -> None:
-    """Send the records that are left over, unless another process is at it or the store is away."""
-    if next(left_over(uri, store), None) is None:
+def left_over(uri: str, store: str, identity: Mapping[str, str] | None = None) -> Iterator[Buffer]:
+    """Yield the records for `uri` that are left over in a store, the oldest first.
+
+    Args:
+        identity: only those of the run with this identity; None: all.
+    """
+    for buffer in sorted(unsent(store), key=lambda buffer: buffer.record.start_ms):
+        record = buffer.record
+        wanted = record.uri == mask_url(uri) and identity in (None, record.identity)
+        if wanted and record.is_left_over:
+            yield buffer
+
+
+def send_left_over(uri: str, store: str, identity: Mapping[str, str] | None = None) -> None:
+    """Send the records that are left over, unless another process is at it; see `left_over`."""
+    if next(left_over(uri, store, identity), None) is None:
         return
     lock = filelock.FileLock(Path(store).resolve() / UNSENT / ".lock", timeout=0)
     try:
         with lock:
-            for buffer in left_over(uri, store):
+            for buffer in left_over(uri, store, identity):
                 _send_all(buffer, uri, store)
     except filelock.Timeout:
         return
@@ -213,4 +225,7 @@ def _send_all(buffer: Buffer, uri: str, store: str) -> None:
         )
         return
     buffer.delete()
-    log.info("sent the record of run %s", record.name)
+    if record.is_closed:
+        log.info("sent the record of run %s", record.name)
+    else:
+        log.info("marked run %s KILLED: its process is dead", record.name)

@@ -93,16 +93,16 @@ class RecordSweep(SweepCallback):
         store, experiment = sweep.config.store, sweep.config.tracking.experiment
         try:
             queries.check_server(self.uri)  # faster than MLflow's own retries
-            run.prepare(self.uri, store, experiment)  # closes the runs of workers that were killed
             buffer.send_left_over(self.uri, store)
+            run.prepare(self.uri, store, experiment)  # closes the runs of workers that were killed
             ended = [trial.number for trial in get_trials(study) if trial.state.is_finished()]
             run.close_lost_runs(self.uri, experiment, sweep.name, ended)
         except Exception as error:
             if not is_outage(error):
                 raise
             log.warning(
-                "WARNING: MLflow is away. %d records wait on disk; the same command with sweep.name=%s "
-                "sends them",
+                "WARNING: MLflow is away: %d records wait on disk. The same command with sweep.name=%s "
+                "sends them.",
                 len(list(buffer.left_over(self.uri, store))),
                 sweep.name,
             )

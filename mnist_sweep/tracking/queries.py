@@ -13,6 +13,7 @@ from urllib.request import url2pathname
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run as Run
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model as Model
 from mlflow.utils.credentials import get_default_host_creds
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 History = dict[str, list[tuple[int, float]]]  # metric -> (epoch, value)
 
-PROBE_TIMEOUT_S = 5
+PROBE_TIMEOUT_S = min(5, MLFLOW_HTTP_REQUEST_TIMEOUT.get())  # type: ignore[no-untyped-call]
 FINISHED = "attributes.status = 'FINISHED'"
 TRAINED = f"{FINISHED} AND metrics.`test/loss` > -1"  # neither pruned nor the run of a tool
 IS_TRIAL = "tags.trial != ''"

@@ -18,8 +18,10 @@ from torch import nn
 from mnist_sweep.common import processes
 from mnist_sweep.common.secrets import mask_url
 from mnist_sweep.tracking import provenance
-from mnist_sweep.tracking.buffer import IMAGE, UNSENT, Buffer, Record
+from mnist_sweep.tracking.buffer import IMAGE, Buffer, Record
 from mnist_sweep.tracking.run import (
+    RECORD,
+    UNSENT,
     closing,
     cut_params,
     now_ms,
@@ -50,11 +52,16 @@ class RecordedRun(Tracker):
         self.uri = store_uri(cfg.tracking.uri, cfg.store)
 
     @contextmanager
-    def opened(self, record: Record, *, may_exist: bool) -> Iterator[None]:
-        """Record a run until the block ends; see `closing`."""
-        key = uuid.uuid4().hex
-        record = replace(record, folder=str(Path(record.folder) / UNSENT / key))
-        self.buffer = Buffer.create(record, self.store, key)
+    def opened(
+        self, record: Record, *, may_exist: bool = False, says_what_is_left: bool = True
+    ) -> Iterator[None]:
+        """Record a run until the block ends; see `closing`.
+
+        Args:
+            may_exist: whether the run may be in the store already.
+            says_what_is_left: whether to log where the record is if the store is away at the end.
+        """
+        self.buffer = Buffer.create(record, self.store)
         fails = self.settings.on_outage == "fail"
         self.sender = Sender(self.buffer, self.uri, self.store, may_exist=may_exist, fails=fails)
         self.sender.start()
@@ -70,7 +77,7 @@ class RecordedRun(Tracker):
             timeout_s = None
         finally:
             self.sender.close(timeout_s)
-            if not self.buffer.close():
+            if not self.buffer.close() and says_what_is_left:
                 log.warning(
                     "WARNING: the record of this run waits in %s; the next run or sweep with the same "
                     "store and tracking.uri sends it",
@@ -80,7 +87,8 @@ class RecordedRun(Tracker):
     @property
     def run_id(self) -> str | None:
         """The run's id in MLflow; None if the store was not reached yet."""
-        return self.sender.run_in_store and self.sender.run_in_store.run_id
+        run = self.sender.run_in_store
+        return None if run is None else run.run_id
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until everything is sent. Returns False if the store is away.
@@ -166,10 +174,9 @@ class MlflowTracker(RecordedRun):
     @contextmanager
     def run(self, tags: Mapping[str, str]) -> Iterator[None]:
         """Record the code, the packages, the configuration, and what the block records."""
-        identity = {"record": uuid.uuid4().hex}
-        tags = {**provenance.code_tags(), **self.tags, **tags, **identity}
-        record = _record(self, self.run_name, tags, identity, self.directory)
-        with self.opened(record, may_exist=False):
+        tags = {**provenance.code_tags(), **self.tags, **tags}
+        record = _new_record(self, self.run_name, tags, self.directory)
+        with self.opened(record):
             self.log_params(self.params)
             self.log_artifacts(partial(write_inputs, cfg=self.cfg))
             yield
@@ -182,27 +189,23 @@ def sweep_run(
     """Open the summary run of a sweep. A sweep that resumes reopens its run."""
     run = RecordedRun(cfg)
     identity = {"kind": "sweep", "sweep": sweep}
-    tags = {**processes.process_identity(), **identity, **tags}
-    record = _record(run, f"sweep {sweep}", tags, identity, directory)
-    with run.opened(record, may_exist=True):
-        run.set_tags(tags)
+    record = _new_record(run, f"sweep {sweep}", {**identity, **tags}, directory)
+    record = replace(record, identity=identity)
+    with run.opened(record, may_exist=True, says_what_is_left=False):
+        run.set_tags(record.tags)
         run.reopen()
         yield run
 
 
-def _record(
-    run: RecordedRun,
-    name: str,
-    tags: Mapping[str, str],
-    identity: Mapping[str, str],
-    directory: Path,
-) -> Record:
+def _new_record(run: RecordedRun, name: str, tags: Mapping[str, str], directory: Path) -> Record:
+    key = uuid.uuid4().hex
     return Record(
+        key=key,
         uri=mask_url(run.uri),
         experiment=run.settings.experiment,
         name=name,
-        tags=resolve_tags({**processes.process_identity(), **tags}),
-        identity=identity,
+        tags=resolve_tags({**processes.process_identity(), **tags, RECORD: key}),
+        identity={RECORD: key},
         start_ms=now_ms(),
-        folder=str(directory),
+        folder=str(directory / UNSENT / key),
     )

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PARAM_LIMIT = 6000  # characters of a parameter's value
+UNSENT = "unsent"  # folder for records on disk, in the store and in a run's output directory
+RECORD = "record"  # tag of a run: the key of its record
 MODEL = "model"  # name of a run's model
 COMPRESSED = "+compressed"  # in the name of the last file of a picture
 
@@ -76,11 +78,14 @@ def store_uri(uri: str | None, store: str, key: str = "tracking.uri") -> str:
     return uri
 
 
-def prepare(uri: str, store: str, experiment: str) -> str:
+def prepare(uri: str, store: str, experiment: str, kept: Collection[str] = ()) -> str:
     """Create the store and the experiment if needed, and close the runs of dead processes.
 
     A file lock protects the creation: two processes that create one SQLite file corrupt it. MLflow
     waits for a server that is away: `check_store` refuses it at once.
+
+    Args:
+        kept: see `close_dead_runs`.
 
     Returns:
         The experiment's id.
@@ -101,7 +106,7 @@ def prepare(uri: str, store: str, experiment: str) -> str:
                 location = (folder / "artifacts").as_uri()
                 client.create_experiment(experiment, artifact_location=location)
             experiment_id: str = mlflow.set_experiment(experiment).experiment_id
-            close_dead_runs(client, experiment_id)
+            close_dead_runs(client, experiment_id, kept)
     except OSError as error:
         raise UserError(f"cannot write to store={store} ({error.strerror or error})") from error
     return experiment_id
@@ -158,10 +163,14 @@ def close_lost_runs(uri: str, experiment: str, sweep: str, finished: Collection[
             log.info("marked run %s KILLED: its host is lost", run.info.run_name)
 
 
-def close_dead_runs(client: MlflowClient, experiment_id: str) -> None:
-    """Mark runs KILLED that a SIGKILL or a power cut left RUNNING on this machine."""
+def close_dead_runs(client: MlflowClient, experiment_id: str, kept: Collection[str] = ()) -> None:
+    """Mark runs KILLED that a SIGKILL or a power cut left RUNNING on this machine.
+
+    Args:
+        kept: keys of records that will be sent, and say themselves how their runs ended.
+    """
     for run in find_runs(client, [experiment_id], "attributes.status = 'RUNNING'"):
-        if processes.is_dead(run.data.tags):
+        if processes.is_dead(run.data.tags) and run.data.tags.get(RECORD) not in kept:
             client.set_terminated(run.info.run_id, "KILLED")
             log.info("marked run %s KILLED: its process is dead", run.info.run_name)
 
@@ -348,7 +357,7 @@ def start_run(
     """Open a run. It ends FINISHED, after an exception FAILED, after a signal KILLED."""
     client = MlflowClient(uri)
     tags = resolve_tags({**processes.process_identity(), **tags})
-    created = retried(partial(client.create_run, experiment_id, tags=tags, run_name=name))
+    created = retried(partial(client.create_run, experiment_id, tags=dict(tags), run_name=name))
     run = MlflowRun(client, created.info.run_id)
     with closing(run, uri):
         run.log_params(params)
@@ -366,6 +375,7 @@ def closing(run: "RunWriter", uri: str) -> Iterator[None]:
         with suppress(Exception):  # if the store refuses this too, raise the first error
             run.set_tags({"error": mask_in(f"{type(error).__name__}: {error}", uri)[:5000]})
             run.log_artifacts(lambda folder: _write(folder / "traceback.txt", text))
+        with suppress(Exception):
             run.end("FAILED")
         raise
     except BaseException:

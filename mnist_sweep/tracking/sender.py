@@ -91,20 +91,24 @@ class Sender(threading.Thread):
 
     def _send_until_outage(self) -> bool:
         """Send entries as they come. Returns True at the end, and False if the store is away."""
+        has_looked = False  # for what is left over: once at least
         try:
             if self.run_in_store is None:
                 check_server(self.uri)  # faster than MLflow's own retries
-                may_exist, self._may_exist = self._may_exist, True  # also if this fails halfway
                 record = self.buffer.record
+                if self._may_exist:  # what an earlier process recorded of this run comes first
+                    send_left_over(self.uri, self.store, record.identity)
+                may_exist, self._may_exist = self._may_exist, True  # also if this fails halfway
                 self.run_in_store = record.open(self.uri, self.store, may_exist=may_exist)
             while True:
                 for entry in self.buffer.entries():
                     send(self.run_in_store, entry)
                     self._note_sent()
                 self._note_sent(0)
-                if self._is_closing.is_set() and not self.buffer.entries():
+                if has_looked and self._is_closing.is_set() and not self.buffer.entries():
                     return True
                 send_left_over(self.uri, self.store)
+                has_looked = True
                 with self._changed:
                     self._changed.wait_for(
                         lambda: self._n_unsent or self._is_closing.is_set(), LOOK_S
@@ -126,11 +130,13 @@ class Sender(threading.Thread):
             self._changed.notify_all()
 
     def _note_outage(self, error: Exception) -> None:
+        if not self.is_away:
+            self._since = time.monotonic()
+            reason = one_line(error, 200) if answers(self.uri) else "no answer"
+            log.warning(
+                "WARNING: MLflow is away: %s: %s", mask_url(self.uri), mask_in(reason, self.uri)
+            )
         with self._changed:
-            if not self.is_away:
-                self._since = time.monotonic()
-                reason = mask_in(one_line(error, 200), self.uri)
-                log.warning("WARNING: MLflow is away at %s: %s", mask_url(self.uri), reason)
             self.is_away = True
             # another process holds the lock
             self._is_busy = is_locked(error) and time.monotonic() - self._since < RETRY_FOR_S

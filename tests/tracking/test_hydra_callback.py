@@ -86,7 +86,14 @@ def basic(folder: Callable[[], Path]) -> Recorded:
 @pytest.fixture(scope="module")
 def ours(folder: Callable[[], Path]) -> Recorded:
     path = folder()
-    sweep = ("-cn", "tracked_sweep", "-m", f"store={path}", "hydra.sweeper.name=s", "hydra.sweeper.n_jobs=2")
+    sweep = (
+        "-cn",
+        "tracked_sweep",
+        "-m",
+        f"store={path}",
+        "hydra.sweeper.name=s",
+        "hydra.sweeper.n_jobs=2",
+    )
     return record(path, *sweep, "x=1,2", "hydra.sweep.dir=${store}/s")
 
 
