@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_sweep.common.errors import UserError, one_line
 from mnist_sweep.common.processes import process_identity
-from mnist_sweep.common.secrets import check_url, mask_url
+from mnist_sweep.common.secrets import check_url
 from mnist_sweep.sweep import Sweep, SweepCallback, Trial, current_trial
 from mnist_sweep.sweep.hydra_internals import job_error
 from mnist_sweep.tracking import names
@@ -287,23 +287,20 @@ class MlflowCallback(SweepCallback):
         Args:
             identity: tags that no other run has, to find the run if it exists; None: it does not.
         """
-        from mnist_sweep.tracking.buffer import Record
         from mnist_sweep.tracking.provenance import code_tags
-        from mnist_sweep.tracking.run import now_ms
+        from mnist_sweep.tracking.run import open_run, prepare
 
         uri = self._uri(config)
+        experiment_id = prepare(uri, self.store, self.experiment or config.hydra.job.name)
         tags = {**process_identity(), **code_tags(self._code), **self.tags, **tags}
-        record = Record(
-            uri=mask_url(uri),
-            experiment=self.experiment or config.hydra.job.name,
+        run = open_run(
+            uri,
+            experiment_id,
             name=name,
             tags=tags,
-            identity=identity or {},
-            start_ms=now_ms(),
-            folder="",  # nothing is buffered
+            identity=identity,
+            patience_s=PATIENCE_S,
         )
-        run = record.open(uri, self.store, may_exist=identity is not None)
-        run.patience_s = PATIENCE_S
         with _not_fatal("the configuration and the code are not recorded"):
             run.set_tags(tags)
             self._write_inputs(run, config)

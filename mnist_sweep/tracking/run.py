@@ -345,6 +345,31 @@ def write_inputs(folder: Path, cfg: DictConfig) -> None:
     (folder / "code.diff").write_text(provenance.git_state()[1])
 
 
+def open_run(
+    uri: str,
+    experiment_id: str,
+    *,
+    name: str | None,
+    tags: Mapping[str, str],
+    identity: Mapping[str, str] | None = None,
+    start_ms: int | None = None,
+    patience_s: float = RETRY_FOR_S,
+) -> MlflowRun:
+    """Create a run.
+
+    Args:
+        identity: tags that no other run has; a run that has them is opened again.
+    """
+    client, run = MlflowClient(uri), None
+    if identity:
+        query = " AND ".join(tag_is(key, value) for key, value in identity.items())
+        run = next(find_runs(client, [experiment_id], query, page_size=1), None)
+    run = run or client.create_run(
+        experiment_id, start_time=start_ms, tags=dict(tags), run_name=name
+    )
+    return MlflowRun(client, run.info.run_id, patience_s)
+
+
 @contextmanager
 def start_run(
     uri: str,
