@@ -228,7 +228,7 @@ RUNS: list[Row] = [
     ("trainer.precision=fp16", "trainer.precision=fp16", "GPU"),
     ("tracking.uri=foo://bar", "foo://bar"),
     ("'tracking.uri=${oc.env:NO_SUCH_VARIABLE}'", "tracking.uri", "NO_SUCH_VARIABLE"),
-    ("tracking.uri=http://127.0.0.1:9", "tracking.uri=http://127.0.0.1:9", "tracking=none"),
+    ("tracking.uri=http://127.0.0.1:9", "tracking.uri=http://127.0.0.1:9", "remove tracking.uri"),
     ("tracking.uri=postgresql://u@127.0.0.1:9/x", "tracking.uri=postgresql://", "refused"),
     ("tracking.uri=sqlite:////proc/x.db", "tracking.uri=sqlite:////proc/x.db", "cannot write"),
     ("hydra.run.dir=/proc/x", "/proc/x", "store=<folder>"),

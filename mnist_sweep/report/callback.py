@@ -33,3 +33,19 @@ class WriteReport(SweepCallback):
             log.exception("no report; the tool `report sweep=%s` tries again", sweep.name)
         else:
             sweep.links["report"] = path.as_uri()
+
+
+class WriteStudyReport(SweepCallback):
+    """Writes report/ in the sweep's directory from the study alone, for any application."""
+
+    def on_sweep_end(self, sweep: Sweep, study: "Study", error: BaseException | None) -> None:
+        if error is not None or not sweep.settings.report:
+            return
+        from mnist_sweep.report import page
+
+        try:
+            path = page.write(sweep.directory / "report", study, uri=None)
+        except Exception:  # a report that fails must not cost the sweep
+            log.exception("the report of %s was not written", sweep.name)
+        else:
+            sweep.links["report"] = path.as_uri()

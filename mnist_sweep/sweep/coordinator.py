@@ -403,6 +403,7 @@ class Channel:
         self._limit_s = self.coordinator.plan.settings.trial_timeout_s or math.inf
         self._started_at = 0.0
         self._timed_out = False
+        self._pruned = False  # the answer to the latest report
 
     def next(self) -> Assignment | None:
         while not self.coordinator.is_over and self._is_alive():
@@ -415,7 +416,7 @@ class Channel:
                 return None
             if (assignment := future.result()) is not None:
                 self._number, self._started_at = assignment.number, time.monotonic()
-                self._timed_out = False
+                self._timed_out = self._pruned = False
                 return assignment
             if not self.coordinator.is_over:
                 time.sleep(WAIT_S)
@@ -437,9 +438,10 @@ class Channel:
         assert self._number is not None
         future = self.thread.call(self.coordinator.report, self._number, step, value, final=final)
         try:
-            return future.result(REPORT_S)
+            self._pruned = future.result(REPORT_S)
         except TimeoutError:  # the database is away
-            return False
+            self._pruned = False
+        return self._pruned
 
     def tell(self, result: Result) -> bool:
         with self._lock:
@@ -447,6 +449,9 @@ class Channel:
         if number is None:  # interrupted after it had told its result
             return self._timed_out
         if not result.interrupted:
+            if self._pruned and result.values is not None:
+                # the task reported from a process of its own, whose answer the worker does not know
+                result = Result(pruned=True, summary=result.summary)
             self.thread.post(self.coordinator.tell, number, result)
             return True
         if self._timed_out:

@@ -10,6 +10,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+import mnist_sweep.sweep.mlflow_plugin  # noqa: F401  registers hydra/callbacks=mlflow
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.sweep.config import SweeperConfig
 from mnist_sweep.sweep.hydra_internals import BasicLauncher

@@ -16,15 +16,13 @@ from typing import Any
 
 import filelock
 import numpy as np
-from mlflow import MlflowClient
 
 from mnist_sweep.common import processes
 from mnist_sweep.common.errors import one_line
 from mnist_sweep.common.files import make_folder
 from mnist_sweep.common.secrets import mask_url
-from mnist_sweep.tracking.queries import find_runs, tag_is
 from mnist_sweep.tracking.retry import is_outage
-from mnist_sweep.tracking.run import MODEL, UNSENT, MlflowRun, prepare
+from mnist_sweep.tracking.run import MODEL, UNSENT, MlflowRun, open_run, prepare
 
 log = logging.getLogger(__name__)
 
@@ -70,15 +68,15 @@ class Record:
         """
         waiting = [buffer.record.key for buffer in unsent(store) if buffer.entries()]
         experiment_id = prepare(uri, store, self.experiment, kept=waiting)
-        client = MlflowClient(uri)
-        query = " AND ".join(tag_is(name, value) for name, value in self.identity.items())
-        run = None
-        if may_exist:
-            run = next(find_runs(client, [experiment_id], query, page_size=1), None)
-        run = run or client.create_run(
-            experiment_id, start_time=self.start_ms, tags=dict(self.tags), run_name=self.name
+        return open_run(
+            uri,
+            experiment_id,
+            name=self.name,
+            tags=self.tags,
+            identity=self.identity if may_exist else None,
+            start_ms=self.start_ms,
+            patience_s=0,
         )
-        return MlflowRun(client, run.info.run_id, patience_s=0)
 
 
 class Buffer:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from mnist_sweep.sweep import Sweep, SweepCallback
 if TYPE_CHECKING:
     from mnist_sweep.sweep.callback import Study
     from mnist_sweep.tracking.recorder import RecordedRun
+    from mnist_sweep.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class RecordSweep(SweepCallback):
         self._run.set_tags({view.OBJECTIVES: json.dumps(sweep.objectives)})
         # until trials are known; a conditional parameter may exist in none
         searched = [name for name in sweep.parameters if name not in config.sweep.when]
-        self._run.set_tags({view.PARAMETERS: _as_tag(searched)})
+        self._run.set_tags({view.PARAMETERS: as_tag(searched)})
         self._run.log_artifacts(partial(_write_inputs, config=config, diff=diff))
         sweep.tags["git.commit"] = commit
         if self._run.flush():
@@ -112,25 +113,9 @@ class RecordSweep(SweepCallback):
             )
 
     def _finish(self, sweep: Sweep, study: "Study") -> None:
-        """Record the figures, register the best model, keep the report."""
-        from mnist_sweep.sweep.importances import importances
-        from mnist_sweep.sweep.results import count_states
-        from mnist_sweep.sweep.study import get_trials
-        from mnist_sweep.tracking import view
-
+        """Record the results and the report, register the best model."""
         assert self._run is not None
-        states = count_states(study)
-        metrics = {f"trials/{name}": float(n) for name, n in states.items()}
-        if states["complete"] and not sweep.config.sweep.objectives:
-            metrics[f"best/{sweep.config.objective}"] = study.best_value
-        self._run.log_metrics(metrics, step=0)
-        known = importances(study)
-        drawn = {name for trial in get_trials(study) for name in trial.params}
-        ranked = dict.fromkeys([*(known.shares if known else ()), *sweep.parameters])
-        searched = [name for name in ranked if name in drawn]
-        self._run.set_tags({view.PARAMETERS: _as_tag(searched)})
-        if (report := sweep.directory / "report").is_dir():
-            self._run.log_artifacts(partial(shutil.copytree, report, dirs_exist_ok=True))
+        record_study(self._run, sweep, study)
         if not self._run.flush():
             return
         self._save_view()
@@ -141,21 +126,11 @@ class RecordSweep(SweepCallback):
 
     def _save_view(self) -> str:
         """Save the page of MLflow's UI that compares the trials; return the id of its experiment."""
-        from mlflow import MlflowClient
-
         from mnist_sweep.tracking import view
-        from mnist_sweep.tracking.retry import retried
 
         assert self._run is not None
         assert self._run.run_id is not None
-        client = MlflowClient(self.uri)
-        summary = retried(partial(client.get_run, self._run.run_id))
-        experiment_id: str = summary.info.experiment_id
-        try:
-            retried(partial(view.save, client, experiment_id, [summary]))
-        except Exception as error:  # without it the link opens MLflow's plain page
-            log.warning("the comparison in MLflow's UI was not composed: %s", error)
-        return experiment_id
+        return view.update(self.uri, self._run.run_id)
 
     def _register_best(self, sweep: Sweep, study: "Study") -> None:
         from mnist_sweep.sweep import results
@@ -171,7 +146,35 @@ class RecordSweep(SweepCallback):
             log.info("registered as %s version %s, the challenger", version.name, version.version)
 
 
-def _as_tag(parameters: Sequence[str]) -> str:
+def record_study(run: "Tracker", sweep: Sweep, study: "Study") -> None:
+    """Record the results of a sweep in its own run: the figures, the best trial, the report."""
+    from mnist_sweep.sweep.importances import importances
+    from mnist_sweep.sweep.results import count_states
+    from mnist_sweep.sweep.study import get_trials
+    from mnist_sweep.tracking import view
+
+    states = count_states(study)
+    run.log_metrics({f"trials/{name}": float(n) for name, n in states.items()}, step=0)
+    if states["complete"] and len(sweep.objectives) == 1:
+        best, name = study.best_trial, next(iter(sweep.objectives))
+        record_best(run, name, study.best_value, best.number, best.params)
+    known = importances(study)
+    drawn = {name for trial in get_trials(study) for name in trial.params}
+    ranked = dict.fromkeys([*(known.shares if known else ()), *sweep.parameters])
+    run.set_tags({view.PARAMETERS: as_tag([name for name in ranked if name in drawn])})
+    if (report := sweep.directory / "report").is_dir():
+        run.log_artifacts(partial(shutil.copytree, report, dirs_exist_ok=True))
+
+
+def record_best(
+    run: "Tracker", objective: str, value: float, number: int, params: Mapping[str, Any]
+) -> None:
+    """Record the best trial of a sweep in its own run."""
+    run.log_metrics({f"best/{objective}": value}, step=0)
+    run.set_tags({"best.trial": str(number), "best.params": json.dumps(dict(params))})
+
+
+def as_tag(parameters: Sequence[str]) -> str:
     """Write the names of what was searched, the most important first."""
     return json.dumps([name.lstrip("+") for name in parameters])
 

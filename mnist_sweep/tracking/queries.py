@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
@@ -21,12 +22,14 @@ from omegaconf import DictConfig
 from requests import Response
 from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
-from torch import nn
 
 from mnist_sweep.common.configs import read_config
 from mnist_sweep.common.errors import UserError, one_line
 from mnist_sweep.common.secrets import mask_in, mask_url
 from mnist_sweep.tracking.retry import retried
+
+if TYPE_CHECKING:
+    from torch import nn
 
 History = dict[str, list[tuple[int, float]]]  # metric -> (epoch, value)
 
@@ -37,8 +40,11 @@ IS_TRIAL = "tags.trial != ''"
 TRAIN_ONE = "python -m mnist_sweep trains one"
 
 
-def connect(uri: str) -> MlflowClient:
+def connect(uri: str, key: str = "tracking.uri") -> MlflowClient:
     """Open a store to read from.
+
+    Args:
+        key: the setting that names the store, for errors.
 
     Raises:
         UserError: the SQLite file is missing (MLflow would create it), the server does not answer,
@@ -47,34 +53,34 @@ def connect(uri: str) -> MlflowClient:
     path = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not path.exists():
         raise UserError(f"{path} does not exist: no run was recorded; {TRAIN_ONE}")
-    check_server(uri)
+    check_server(uri, key)
     with store_errors(uri):
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)  # the client connects at the first call
     return client
 
 
-def check_server(uri: str) -> None:
+def check_server(uri: str, key: str = "tracking.uri") -> None:
     """Raise UserError if `uri` names a server that does not answer. MLflow would try for minutes."""
     if uri.startswith(("postgresql", "mysql", "mssql")):
-        _check_database(uri)
+        _check_database(uri, key)
     if not uri.startswith(("http://", "https://")):
         return
     try:
         answer = _probe(uri)
     except MlflowException as error:
         raise UserError(
-            f"no MLflow server answers at tracking.uri={uri} within {PROBE_TIMEOUT_S} s; start it, remove "
-            "tracking.uri to record under store, or use tracking=none"
+            f"no MLflow server answers at {key}={uri} within {PROBE_TIMEOUT_S} s; start it, or remove "
+            f"{key} to record under store"
         ) from error
     if answer.status_code in (401, 403):
         raise UserError(
-            f"tracking.uri={uri} refuses these credentials ({answer.status_code} {answer.reason}); set "
+            f"{key}={uri} refuses these credentials ({answer.status_code} {answer.reason}); set "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         )
     if not answer.ok:
         raise UserError(
-            f"tracking.uri={uri} answers {answer.status_code} {answer.reason}: expected an MLflow server"
+            f"{key}={uri} answers {answer.status_code} {answer.reason}: expected an MLflow server"
         )
 
 
@@ -98,13 +104,13 @@ def _probe(uri: str) -> Response:
     return answer
 
 
-def _check_database(uri: str) -> None:
+def _check_database(uri: str, key: str) -> None:
     try:
         with create_engine(uri).connect():
             pass
     except (SQLAlchemyError, ImportError) as error:
         reason = mask_in(str(error).partition("\n")[0], uri)
-        raise UserError(f"tracking.uri={mask_url(uri)} cannot be opened: {reason}") from error
+        raise UserError(f"{key}={mask_url(uri)} cannot be opened: {reason}") from error
 
 
 @contextmanager
@@ -319,7 +325,7 @@ def model_folder(uri: str, model_uri: str) -> Iterator[tuple[Path, Model]]:
         yield path, description
 
 
-def load_pickle(folder: Path) -> nn.Module:
+def load_pickle(folder: Path) -> "nn.Module":
     """Load a pickled model. This can run any code that the file contains."""
     import mlflow.pytorch
 

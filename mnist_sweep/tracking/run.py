@@ -1,5 +1,6 @@
 """The store of the runs, and one run in it: opened, written, and closed with the right status."""
 
+import io
 import json
 import logging
 import os
@@ -8,10 +9,10 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import mlflow
@@ -25,7 +26,6 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from mnist_sweep.common import processes, sqlite
 from mnist_sweep.common.errors import UserError
@@ -35,6 +35,9 @@ from mnist_sweep.tracking import provenance
 from mnist_sweep.tracking.queries import IS_TRIAL, connect, find_runs, store_errors, tag_is
 from mnist_sweep.tracking.retry import RETRY_FOR_S, is_outage, retried
 from mnist_sweep.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from torch import nn
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +50,14 @@ COMPRESSED = "+compressed"  # in the name of the last file of a picture
 T = TypeVar("T")
 
 
-def store_uri(uri: str | None, store: str) -> str:
+def store_uri(uri: str | None, store: str, key: str = "tracking.uri") -> str:
     """Return the tracking URI: `uri`, or by default SQLite under the folder `store`.
 
     The user and the password of a server's URL move into MLflow's own variables, because MLflow prints
     the URL of every run, and quotes it in errors.
+
+    Args:
+        key: the setting that names the store, for errors.
 
     Raises:
         UserError: the URL contains another kind of secret, which MLflow would not send to the server.
@@ -67,7 +73,7 @@ def store_uri(uri: str | None, store: str) -> str:
         uri = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
     if mask_url(uri) != uri:
         raise UserError(
-            f"tracking.uri={mask_url(uri)}: expected user:password; a token goes into MLFLOW_TRACKING_TOKEN"
+            f"{key}={mask_url(uri)}: expected user:password; a token goes into MLFLOW_TRACKING_TOKEN"
         )
     return uri
 
@@ -106,12 +112,12 @@ def prepare(uri: str, store: str, experiment: str, kept: Collection[str] = ()) -
     return experiment_id
 
 
-def check_store(uri: str) -> None:
-    """Raise UserError if no store can be opened or created at `uri`."""
+def check_store(uri: str, key: str = "tracking.uri") -> None:
+    """Raise UserError if no store can be opened or created at `uri`, the value of the setting `key`."""
     if uri.startswith("sqlite:///"):
-        sqlite.check_file(Path(uri.removeprefix("sqlite:///")), f"tracking.uri={uri}")
+        sqlite.check_file(Path(uri.removeprefix("sqlite:///")), f"{key}={uri}")
     else:
-        connect(uri)
+        connect(uri, key)
 
 
 def check_at_start(uri: str, on_outage: str | None) -> None:
@@ -230,7 +236,7 @@ class MlflowRun(Tracker):
 
     def log_model(
         self,
-        model: nn.Module,
+        model: "nn.Module",
         example: NDArray[np.float32],
         classes: Sequence[str],
         write: Callable[[Path], None],
@@ -294,7 +300,7 @@ def cut_params(params: Mapping[str, str]) -> dict[str, str]:
 
 def save_model(
     folder: Path,
-    model: nn.Module,
+    model: "nn.Module",
     example: NDArray[np.float32],
     classes: Sequence[str],
     write: Callable[[Path], None],
@@ -339,6 +345,31 @@ def write_inputs(folder: Path, cfg: DictConfig) -> None:
     (folder / "code.diff").write_text(provenance.git_state()[1])
 
 
+def open_run(
+    uri: str,
+    experiment_id: str,
+    *,
+    name: str | None,
+    tags: Mapping[str, str],
+    identity: Mapping[str, str] | None = None,
+    start_ms: int | None = None,
+    patience_s: float = RETRY_FOR_S,
+) -> MlflowRun:
+    """Create a run.
+
+    Args:
+        identity: tags that no other run has; a run that has them is opened again.
+    """
+    client, run = MlflowClient(uri), None
+    if identity:
+        query = " AND ".join(tag_is(key, value) for key, value in identity.items())
+        run = next(find_runs(client, [experiment_id], query, page_size=1), None)
+    run = run or client.create_run(
+        experiment_id, start_time=start_ms, tags=dict(tags), run_name=name
+    )
+    return MlflowRun(client, run.info.run_id, patience_s)
+
+
 @contextmanager
 def start_run(
     uri: str,
@@ -376,6 +407,18 @@ def closing(run: "RunWriter", uri: str) -> Iterator[None]:
         with suppress(Exception):
             run.end("KILLED")
         raise
+
+
+def activate(run: MlflowRun) -> None:
+    """Make a run MLflow's active run, in which `mlflow.log_*` and `mlflow.autolog` record."""
+    mlflow.start_run(run_id=run.run_id)
+
+
+def deactivate() -> None:
+    """Let no run be active. `closing` sets the status of the run that was."""
+    # it prints the run's address, as `closing` does
+    with suppress(Exception), redirect_stdout(io.StringIO()):  # the store may be away
+        mlflow.end_run("RUNNING")
 
 
 class RunWriter(Protocol):
