@@ -143,7 +143,7 @@ class Coordinator:
         overrides = [*plan.space.fixed, *(f"{name}={value}" for name, value in point.items())]
         resume = trial.user_attrs.get(storage.RESUME)
         if resume is not None:
-            first = first_attempt(trial)
+            first = trial.user_attrs[storage.FIRST]
             attempts = [t for t in trials if first_attempt(t) == first and t.number != trial.number]
             self._earlier[trial.number] = attempts
         return Assignment(trial.number, point, overrides, resume)
