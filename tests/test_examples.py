@@ -83,3 +83,14 @@ def test_search_of_a_network_prunes_and_continues_after_ctrl_c(example: Path) ->
         logs = [example / f"multirun/night/{t.number}/train.log" for t in retries]
         starts = [re.findall(r"epoch (\d+)", each.read_text())[0] for each in logs]
         assert str(int(last) + 1) in starts
+
+
+@pytest.mark.parametrize("example", ["lightning"], indirect=True)
+def test_search_with_lightning_prunes_and_is_recorded(example: Path) -> None:
+    search = ("hydra.sweeper.study_name=s", "hydra.sweeper.n_trials=6", "trainer.max_epochs=4")
+    output = run(example, "-m", *search, "hydra/callbacks=mlflow")
+    states = [trial.state.name for trial in trials(example, "s")]
+    assert set(states) == {"COMPLETE", "PRUNED"}
+    assert "Warning" not in output
+    assert "compare the runs:" in output
+    assert (example / "multirun/s/report/report.html").exists()
