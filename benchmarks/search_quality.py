@@ -35,7 +35,8 @@ N_SEEDS = 20
 N_CUTS = 5  # interruptions of a sweep
 HERE = process_identity()
 
-# Searches a table with a seed; returns the losses of n trials in the order in which they end.
+# Searches a table with a seed; returns the losses of n trials in the order in which they started.
+# So the first k losses are those of a search of k trials.
 Search = Callable[[Table, int, int], list[float]]
 Regrets = NDArray[np.float64]  # [n_tables, n_seeds]
 
@@ -148,7 +149,7 @@ def sweep(
     cuts = random.Random(seed).sample(range(n_trials), n_cuts)
     storage = MemoryStorage()
     coordinator = open_coordinator(storage, settings, table)
-    losses: list[float] = []
+    losses: dict[int, float] = {}
     running: list[tuple[float, int, float]] = []  # heap of end in seconds, number, loss
     now = 0.0
     while True:
@@ -165,9 +166,9 @@ def sweep(
         elif running:
             now, number, loss = heapq.heappop(running)
             coordinator.tell(number, Result(values=[loss]))
-            losses.append(loss)
+            losses[number] = loss
         else:
-            return losses
+            return [losses[number] for number in sorted(losses)]
 
 
 @cache
