@@ -44,7 +44,9 @@ Regrets = NDArray[np.float64]  # [n_tables, n_seeds]
 def search(folder: Path, *, quick: bool) -> Iterator[Row]:
     """Compare searches by regret and rank, and check what workers and interruptions cost."""
     tables, budgets, n_seeds = (TABLES[-1:], (5, 15), 2) if quick else (TABLES, BUDGETS, N_SEEDS)
-    measured = measure({**SEARCHES, **DISTURBED}, tables, budgets, n_seeds, in_pool=not quick)
+    measured = measure(
+        {**SEARCHES, **DISTURBED, **PEERS}, tables, budgets, n_seeds, in_pool=not quick
+    )
     for n, regrets in measured.items():
         intervals = {
             name: confidence_interval(values.mean(axis=0)) for name, values in regrets.items()
@@ -220,4 +222,8 @@ DISTURBED: dict[str, Search] = {
     "tpe, 16 workers": partial(sweep, "tpe", n_workers=16),
     "tpe, interrupted": partial(sweep, "tpe", n_cuts=N_CUTS),
     "tpe, 4 workers, interrupted": partial(sweep, "tpe", n_workers=4, n_cuts=N_CUTS),
+}
+PEERS: dict[str, Search] = {
+    f"plain Optuna, {n} workers": partial(plain_optuna, optuna.samplers.TPESampler, n_workers=n)
+    for n in (4, 16)
 }

@@ -30,8 +30,8 @@ MODELS = ("simple", "deeper", "vgg")
         ("tracking", ["tracking"]),
         (
             "search",
-            (["search: regret after 5 trials"] * 10 + ["search: mean rank after 5 trials"] * 6)
-            + (["search: regret after 15 trials"] * 10 + ["search: mean rank after 15"] * 6)
+            (["search: regret after 5 trials"] * 12 + ["search: mean rank after 5 trials"] * 6)
+            + (["search: regret after 15 trials"] * 12 + ["search: mean rank after 15"] * 6)
             + ["search: NAS-Bench-201, regret after 15 trials"] * 6,
         ),
         pytest.param(
