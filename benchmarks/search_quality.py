@@ -48,24 +48,22 @@ def search(folder: Path, *, quick: bool) -> Iterator[Row]:
         {**SEARCHES, **DISTURBED, **PEERS}, tables, budgets, n_seeds, in_pool=not quick
     )
     for n, regrets in measured.items():
-        intervals = {
-            name: confidence_interval(values.mean(axis=0)) for name, values in regrets.items()
-        }
+        _, limit = confidence_interval(regrets[SEQUENTIAL])
         for name, values in regrets.items():
-            target = intervals[SEQUENTIAL][1] if name in DISTURBED else None
             label = f"search: regret after {n} trials, {name}"
-            mean = float(values.mean())
-            yield Row(label, "", mean, target=target, interval=intervals[name])
+            yield regret_row(label, values, limit if name in DISTURBED else None)
         compared = {name: values for name, values in regrets.items() if name in SEARCHES}
         for name, rank in mean_ranks(compared).items():
             yield Row(f"search: mean rank after {n} trials, {name}", f"of {len(compared)}", rank)
     for family, (name, values) in product(FAMILIES, compared.items()):
-        rows = [i for i, table in enumerate(tables) if table[0] == family]
-        if rows:
+        if of_family := [i for i, table in enumerate(tables) if table[0] == family]:
             label = f"search: {family}, regret after {n} trials, {name}"
-            of_family = values[rows]
-            interval = confidence_interval(of_family.mean(axis=0))
-            yield Row(label, "", float(of_family.mean()), interval=interval)
+            yield regret_row(label, values[of_family])
+
+
+def regret_row(label: str, values: Regrets, target: float | None = None) -> Row:
+    interval = confidence_interval(values)
+    return Row(label, "", float(values.mean()), target=target, interval=interval)
 
 
 def measure(
@@ -110,10 +108,11 @@ def regrets_of(
     return [table.regret(min(losses[:n])) for n in budgets]
 
 
-def confidence_interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """The 95 % interval of the mean, by Student's t."""
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return float(values.mean() - half), float(values.mean() + half)
+def confidence_interval(values: Regrets) -> tuple[float, float]:
+    """The 95 % interval of the mean, by Student's t from the seeds' means over the tables."""
+    of_seeds = values.mean(axis=0)
+    half = stats.t.ppf(0.975, len(of_seeds) - 1) * stats.sem(of_seeds)
+    return float(of_seeds.mean() - half), float(of_seeds.mean() + half)
 
 
 def mean_ranks(regrets: Mapping[str, Regrets]) -> dict[str, float]:
@@ -207,7 +206,7 @@ def open_coordinator(storage: MemoryStorage, settings: DictConfig, table: Table)
     return Coordinator(study, plan, OmegaConf.create())
 
 
-SEQUENTIAL = "tpe"
+SEQUENTIAL = "tpe"  # the search without what disturbs the next ones
 SEARCHES: dict[str, Search] = {
     SEQUENTIAL: partial(sweep, "tpe"),
     "random": partial(sweep, "random"),
@@ -217,12 +216,14 @@ SEARCHES: dict[str, Search] = {
     "plain Optuna, random": partial(plain_optuna, optuna.samplers.RandomSampler),
 }
 MAX_TRIALS = {"gp": 50}  # 100 take 10 s
+# compared with the sequential search
 DISTURBED: dict[str, Search] = {
     "tpe, 4 workers": partial(sweep, "tpe", n_workers=4),
     "tpe, 16 workers": partial(sweep, "tpe", n_workers=16),
     "tpe, interrupted": partial(sweep, "tpe", n_cuts=N_CUTS),
     "tpe, 4 workers, interrupted": partial(sweep, "tpe", n_workers=4, n_cuts=N_CUTS),
 }
+# compared with the search with as many workers
 PEERS: dict[str, Search] = {
     f"plain Optuna, {n} workers": partial(plain_optuna, optuna.samplers.TPESampler, n_workers=n)
     for n in (4, 16)

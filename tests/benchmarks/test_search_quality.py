@@ -56,10 +56,9 @@ def test_workers_end_as_many_trials_as_asked_for(
     assert losses != sequential
 
 
-def test_confidence_interval_is_students() -> None:
-    assert confidence_interval(np.array([1.0, 3.0])) == pytest.approx(
-        (2 - 12.706, 2 + 12.706), 1e-3
-    )
+def test_confidence_interval_is_students_over_the_seeds() -> None:
+    regrets = np.array([[0.0, 3.0], [2.0, 3.0]])  # means of the seeds: 1 and 3
+    assert confidence_interval(regrets) == pytest.approx((2 - 12.706, 2 + 12.706), 1e-3)
 
 
 def test_ranks_are_averaged_over_tables_and_ties_shared() -> None:
