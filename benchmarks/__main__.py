@@ -18,7 +18,7 @@ from benchmarks.measure import Row
 PARTS = {"startup": "run_cost", "memory": "run_cost", "training": "training_speed"}
 PARTS |= {"fast99": "fast99", "tracking": "sweep_cost", "sweep": "sweep_cost"}
 PARTS |= {"engine": "sweep_cost"}
-PARTS |= {"report": "sweep_cost", "peers": "peers"}
+PARTS |= {"report": "sweep_cost", "search": "search_quality", "peers": "peers"}
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
@@ -94,13 +94,20 @@ def as_table(rows: Sequence[Row], machine: Mapping[str, Any]) -> str:
     for row in rows:
         table.add_row(
             row.name,
-            f"{row.ours:,.4g} {row.unit}",
+            as_figure(row),
             "" if row.peer is None else f"{row.peer:,.4g}",
             "" if row.ratio is None else f"{row.ratio:.2f}",
             "" if row.target is None else f"{row.bound} {row.target:g}",
             {True: "yes", False: "no", None: ""}[row.met],
         )
     return as_text(table)
+
+
+def as_figure(row: Row) -> str:
+    if row.interval is None:
+        return f"{row.ours:,.4g} {row.unit}"
+    low, high = row.interval
+    return f"{row.ours:,.4g} ({low:,.4g} to {high:,.4g}) {row.unit}"
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ class Row:
     peer: float | None = None  # the same measurement of a program to compare with
     target: float | None = None  # for the ratio ours / peer, or for `ours` without a peer
     bound: Literal["at least", "at most"] = "at most"  # how the target is meant
+    interval: tuple[float, float] | None = None  # of `ours`, with 95 % confidence
 
     @property
     def ratio(self) -> float | None:

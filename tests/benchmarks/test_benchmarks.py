@@ -28,6 +28,12 @@ MODELS = ("simple", "deeper", "vgg")
         ),
         ("fast99", ["fast99"] * 3),
         ("tracking", ["tracking"]),
+        (
+            "search",
+            (["search: regret after 5 trials"] * 12 + ["search: mean rank after 5 trials"] * 6)
+            + (["search: regret after 15 trials"] * 12 + ["search: mean rank after 15"] * 6)
+            + ["search: NAS-Bench-201, regret after 15 trials"] * 6,
+        ),
         pytest.param(
             "sweep",
             ["sweep: engine, trial 25 of a grid", "sweep: engine, test and record a trial"]
