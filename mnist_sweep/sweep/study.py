@@ -69,9 +69,8 @@ REPLACED = "replaced"  # reason for a FAIL that is not the trial's own fault, on
 STALE, INTERRUPTED, SURPLUS, DUPLICATE = "stale", "interrupted", "surplus", "duplicate"
 DEATHS = "deaths"  # how many processes died while running these parameters
 FIRST = "first"  # of a retry: the number of the first attempt
-DIRECTORY = (
-    "directory"  # set when all parameters are drawn; of a queued retry: of the attempt before
-)
+# Set when all parameters are drawn. A queued retry has the directory of the attempt before.
+DIRECTORY = "directory"
 RESUME = "resume"  # directory of an earlier attempt that left a checkpoint
 ERROR = "error"
 SUMMARY = "summary"  # final metrics of the run
