@@ -24,7 +24,6 @@ from mnist_sweep.common.errors import UserError, did_you_mean, fail
 from mnist_sweep.common.program import command_line, program
 from mnist_sweep.common.secrets import mask_url
 from mnist_sweep.sweep import Trial, current_trial
-from mnist_sweep.sweep.config import OWN_KEYS
 from mnist_sweep.sweep.hydra_internals import check_flags
 from mnist_sweep.sweep.overrides import to_text
 from mnist_sweep.tools.command import TOOLS, list_tools, run_tool
@@ -69,12 +68,10 @@ def _train(cfg: DictConfig, trial: Trial) -> float:
     hydra_config = HydraConfig.get()
     # as written: an interpolation may resolve to a secret, or to nothing in Hydra's own configuration
     overrides: Any = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
-    _check_mode(hydra_config.mode, overrides)
+    _check_mode(hydra_config.mode, overrides, cfg.sweep.own_keys)
     config.check(cfg)
     from mnist_sweep.training.run import train  # imports torch: not for --help or a config error
 
-    if trial.resume_from is not None:
-        cfg.trainer.resume = str(trial.resume_from)
     directory = Path(hydra_config.runtime.output_dir)
     choices = {
         group: str(choice)
@@ -118,10 +115,10 @@ def main() -> None:
         _exit_on_error(task)
 
 
-def _check_mode(mode: RunMode | None, overrides: Sequence[str]) -> None:
+def _check_mode(mode: RunMode | None, overrides: Sequence[str], own_keys: Sequence[str]) -> None:
     """Raise UserError if a single run is given settings of a sweep, which would do nothing."""
     for override in overrides if mode is RunMode.RUN else ():
-        if is_under(override.lstrip("+~").partition("=")[0], OWN_KEYS):
+        if is_under(override.lstrip("+~").partition("=")[0], own_keys):
             raise UserError(
                 f"{mask_url(override)} configures a sweep, and this is a single run: add -m"
             )

@@ -1,5 +1,6 @@
 """What this application does around a run and before a sweep, as Hydra callbacks."""
 
+import logging
 import shutil
 import sys
 from contextlib import suppress
@@ -20,6 +21,11 @@ from mnist_sweep.sweep.hydra_internals import job_error
 
 if TYPE_CHECKING:
     from mnist_sweep.sweep.callback import Study
+
+
+log = logging.getLogger(__name__)
+
+SHARED = ("store", "objective", "direction")  # by all trials of a sweep
 
 
 class RefuseSecrets(Callback):
@@ -72,12 +78,19 @@ class PrepareSweep(SweepCallback):
     """Checks a sweep's configuration and fetches the data once for all trials."""
 
     def on_sweep_prepare(self, sweep: Sweep) -> None:
+        if shared := [name for name in sweep.parameters if name in SHARED]:
+            raise UserError(f"{shared[0]} cannot vary within a sweep; expected one value")
         for cfg in (sweep.example, *sweep.variations):
             configuration.check(cfg)
+        if sweep.example.trainer.resume or "trainer.resume" in sweep.parameters:
+            from mnist_sweep.training.run import check_resume  # imports torch
+
+            for cfg in (sweep.example, *sweep.variations):
+                check_resume(cfg)
         varies = any(name == "data" or name.startswith("data.") for name in sweep.parameters)
         if sweep.config.sweep.dry_run or varies:
             return
-        from mnist_sweep.data.dataset import load_dataset  # imports torch
+        from mnist_sweep.data.dataset import load_dataset
         from mnist_sweep.training.run import rehearse
 
         data = load_dataset(sweep.config.data)
@@ -129,9 +142,12 @@ class KeepBest(SweepCallback):
                 # the study records directories too, but the database may be anybody's
                 checkpoint.delete(sweep.directory / str(trial.number))
         if tracking.enabled:
-            from mnist_sweep.tracking.queries import delete_models_of_sweep
+            from mnist_sweep.tracking.queries import answers, delete_models_of_sweep
             from mnist_sweep.tracking.run import store_uri
 
             uri = store_uri(tracking.uri, sweep.config.store)
+            if not answers(uri):
+                log.warning("WARNING: MLflow is away: it keeps the models of all trials")
+                return
             artifacts = Path(sweep.config.store) / "artifacts"
             delete_models_of_sweep(uri, tracking.experiment, sweep.name, kept, artifacts)

@@ -23,8 +23,10 @@ from mnist_sweep.common.configs import flatten
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.sweep import checks, samplers
 from mnist_sweep.sweep import study as storage
+from mnist_sweep.sweep.config import resolved
 from mnist_sweep.sweep.space import parse
 from tests.helpers.configs import composed
+from tests.helpers.settings import sweep_settings
 
 few = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 many = settings(max_examples=200, deadline=None, derandomize=True, database=None)
@@ -111,7 +113,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 counts = st.one_of(st.none(), st.integers(-3, 40), st.integers())
 shares = st.one_of(st.none(), floats, st.floats(-1, 2, allow_subnormal=False))
-sweep_settings = st.fixed_dictionaries(
+changes_of_a_sweep = st.fixed_dictionaries(
     {},
     optional={
         "n_trials": counts,
@@ -134,7 +136,7 @@ sweep_settings = st.fixed_dictionaries(
 
 
 @many
-@given(sweep_settings)
+@given(changes_of_a_sweep)
 def test_settings_of_a_sweep_are_refused_or_work(database: str, changed: dict[str, object]) -> None:
     cfg = BASE.copy()
     for key, value in changed.items():
@@ -143,10 +145,10 @@ def test_settings_of_a_sweep_are_refused_or_work(database: str, changed: dict[st
         except OmegaConfBaseException as error:
             explain(error)
             return
-    plan = cfg.sweep
     try:
-        checks.check_settings(cfg)
-        checks.rehearse(parse(plan, ["x=interval(0,1)"]), cfg, ["maximize"])
+        checks.check_settings(cfg.sweep, "sweep")
+        plan = resolved(cfg.sweep, "sweep")
+        checks.rehearse(parse(plan, ["x=interval(0,1)"]), plan, cfg, ["maximize"])
     except UserError:
         return
     opened = storage.open_storage(database, plan.grace_s)
@@ -178,7 +180,7 @@ spaces = st.builds(
 @given(spaces)
 def test_any_space_is_refused_or_gives_a_point(text: str) -> None:
     try:
-        space = parse(OmegaConf.create({"space": {}, "when": {}}), [f"x={text}"])
+        space = parse(sweep_settings(), [f"x={text}"])
     except (UserError, HydraException) as error:
         explain(error)
         return

@@ -55,7 +55,9 @@ def test_top_k_deletes_only_in_the_directory_of_its_sweep(tmp_path: Path) -> Non
         file.parent.mkdir(parents=True)
         file.touch()
     config = OmegaConf.create({"sweep": {"top_k": 1}, "tracking": {"enabled": False}})
-    KeepBest().on_sweep_end(Sweep("s", sweep, config, config, [], []), study, None)
+    KeepBest().on_sweep_end(
+        Sweep("s", sweep, config.sweep, {}, config, config, [], []), study, None
+    )
     kept = {file.parent for file in files if file.exists()}
     assert kept == {elsewhere, sweep / "2"}
 

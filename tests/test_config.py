@@ -54,7 +54,7 @@ def test_search_chooses_its_space_and_its_pruner(search: str) -> None:
 
 def test_command_line_overrides_the_pruner_and_the_space_of_a_search() -> None:
     sweep = composed("search=tpe", "pruner=none", "space=none").sweep
-    assert (sweep.pruner, sweep.space, sweep.n_trials) == (None, {}, 30)
+    assert (sweep.pruner, sweep.space, sweep.n_trials) == (None, None, 30)
 
 
 def test_check_collects_every_problem() -> None:

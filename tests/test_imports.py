@@ -17,7 +17,7 @@ PACKAGE = ROOT / "mnist_sweep"
 LAYERS = (
     ("__init__", "common"),
     ("sweep", "architecture"),
-    ("models", "data"),
+    ("models", "data", "integrations"),
     ("sources", "tracking"),
     ("analysis",),
     ("training",),
@@ -34,6 +34,7 @@ OWNERS = {
     "optuna": {"sweep", "report"},
     "matplotlib": {"analysis"},
     "plotly": {"report"},
+    "lightning": {"integrations"},
 }
 # Private names: what gives them away, and the one module that uses them.
 PRIVATE = {

@@ -96,6 +96,11 @@ def differences(old: DictConfig, new: DictConfig, may_change: Iterable[str]) -> 
 
 def flatten(cfg: DictConfig) -> dict[str, str]:
     """Return the resolved configuration as {dotted key: value}."""
+    return flatten_tree(OmegaConf.to_container(cfg, resolve=True))
+
+
+def flatten_tree(tree: Any) -> dict[str, str]:
+    """Return a tree of dictionaries as {dotted key: value}."""
     flat: dict[str, str] = {}
 
     def walk(prefix: str, node: Any) -> None:
@@ -105,7 +110,7 @@ def flatten(cfg: DictConfig) -> dict[str, str]:
         else:
             flat[prefix] = str(list(node) if isinstance(node, tuple) else node)  # as YAML has it
 
-    walk("", OmegaConf.to_container(cfg, resolve=True))
+    walk("", tree)
     return flat
 
 

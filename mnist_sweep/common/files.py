@@ -4,6 +4,7 @@ They may hold secrets: configurations, uncommitted code, data. What exists keeps
 the process may take more rights away.
 """
 
+import os
 from pathlib import Path
 
 
@@ -18,3 +19,16 @@ def make_database(path: Path) -> None:
     make_folder(path.parent)
     if not path.exists():
         path.touch(mode=0o660)
+
+
+def replace(unfinished: Path, path: Path) -> None:
+    """Rename a file so that after a power cut `path` has its old content or the new one, as a whole."""
+    with unfinished.open("r+b") as file:
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

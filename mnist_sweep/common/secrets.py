@@ -22,6 +22,12 @@ _SECRETS = (
     # parameters of the query, and all that follows: a password may contain & or ;
     (re.compile(rf"(://.*?(?:{_NAMES})\s*=).+", re.DOTALL | re.IGNORECASE), r"\1***"),
 )
+# Keys whose values are secrets, whatever they look like. Not every token is one: `pad_token`.
+_SECRET_KEY = re.compile(
+    r"(.*[_.-])?(password|passwd|passphrase|pwd|secret|(secret|api|access|private)_?key"
+    r"|(api|access|auth|bearer|hf|refresh|secret)_?token)|token",
+    re.IGNORECASE,
+)
 
 
 def mask_url(url: str) -> str:
@@ -36,13 +42,26 @@ def mask_in(text: str, url: str) -> str:
     return text.replace(url, mask_url(url))
 
 
+def mask_override(override: str) -> str:
+    """Mask the value of an override, key=value."""
+    key, equals, value = override.partition("=")
+    return f"{key}={masked({key.rpartition('.')[2]: value}).popitem()[1]}" if equals else override
+
+
 def masked(value: Any) -> Any:
-    """Mask every string in a tree of dictionaries and lists."""
+    """Mask every string in a tree of dictionaries and lists, and the values of keys such as `password`."""
     if isinstance(value, dict):
-        return {key: masked(item) for key, item in value.items()}
+        return {
+            key: "***" if item and _is_secret(key, item) else masked(item)
+            for key, item in value.items()
+        }
     if isinstance(value, list):
         return [masked(item) for item in value]
     return mask_url(value) if isinstance(value, str) else value
+
+
+def _is_secret(key: Any, value: Any) -> bool:
+    return isinstance(value, str | int) and _SECRET_KEY.fullmatch(str(key)) is not None
 
 
 def check_settings(cfg: DictConfig) -> None:

@@ -1,4 +1,8 @@
-"""Handlers for SIGINT and SIGTERM: stop at once, stop at the next safe point, or ignore."""
+"""Handlers for the signals that interrupt: stop at once, stop at the next safe point, or ignore.
+
+They are SIGINT (Ctrl-C), SIGTERM (`kill`, `scancel`, a time limit), and SIGUSR2, by which SLURM and
+submitit announce a preemption or a time limit.
+"""
 
 import signal
 import threading
@@ -6,26 +10,41 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+TERMINATING = (signal.SIGTERM, *([signal.SIGUSR2] if hasattr(signal, "SIGUSR2") else []))
+SIGNALS = (signal.SIGINT, *TERMINATING)
+
+
+class Terminated(SystemExit):
+    """A signal other than Ctrl-C ended the process; the exit code is 128 plus its number."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+        self.signum = signum
 
 
 def obey(signum: int, _frame: FrameType | None = None) -> None:
-    """Raise KeyboardInterrupt for SIGINT, or SystemExit(143) for SIGTERM."""
+    """Raise KeyboardInterrupt for SIGINT, or Terminated for another signal."""
     if signum == signal.SIGINT:
         raise KeyboardInterrupt
-    raise SystemExit(128 + signum)
+    raise Terminated(signum)
+
+
+def pass_on(signum: int) -> None:
+    """Call the handler of the code around `obeyed`, if there is one, after the cleanup."""
+    if callable(handler := signal.getsignal(signum)):
+        handler(signum, None)
 
 
 @contextmanager
 def obeyed() -> Iterator[None]:
-    """Let SIGTERM raise an exception, like Ctrl-C does, so that `with` blocks clean up."""
+    """Let all signals raise an exception, like Ctrl-C does, so that `with` blocks clean up."""
     with _handling(obey):
         yield
 
 
 @contextmanager
 def ignored() -> Iterator[None]:
-    """Ignore both signals: for the few seconds of a cleanup after an interruption."""
+    """Ignore the signals: for the few seconds of a cleanup after an interruption."""
     with _handling(signal.SIG_IGN):
         yield
 

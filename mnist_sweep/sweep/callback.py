@@ -16,6 +16,8 @@ class Sweep:
     """A sweep as its callbacks see it. They may change `overrides`, `tags` and `links`.
 
     Attributes:
+        settings: of the sweep, see `mnist_sweep.sweep.config.SweepConfig`.
+        objectives: direction of each objective by its name.
         config: the configuration without the trials' parameters.
         example: the configuration of one point of the space.
         variations: configurations that differ from `example` in the value of one parameter.
@@ -27,6 +29,8 @@ class Sweep:
 
     name: str
     directory: Path
+    settings: DictConfig
+    objectives: dict[str, str]
     config: DictConfig
     example: DictConfig
     parameters: list[str]

@@ -14,7 +14,7 @@ from optuna.samplers import CmaEsSampler, QMCSampler
 from mnist_sweep.common.errors import UserError, did_you_mean
 from mnist_sweep.common.rules import problems
 from mnist_sweep.sweep import hydra_internals, samplers
-from mnist_sweep.sweep.config import DIRECTION, OPTUNA_ARGUMENTS
+from mnist_sweep.sweep.config import OPTUNA_ARGUMENTS, settings_key
 from mnist_sweep.sweep.overrides import from_text
 from mnist_sweep.sweep.space import Space
 from mnist_sweep.sweep.study import check_name
@@ -23,27 +23,44 @@ NUMERICAL = (CmaEsSampler, QMCSampler)  # draw a choice at random, whatever they
 MAX_VARIATIONS = 100
 
 
-def check_settings(config: DictConfig) -> None:
-    """Check what the settings of a sweep say by themselves."""
-    settings = config.sweep
-    if found := problems(settings, OPTUNA_ARGUMENTS, within="sweep"):
+def check_settings(settings: DictConfig, key: str) -> None:
+    """Check what the settings of a sweep say by themselves.
+
+    Args:
+        key: of the settings in the configuration.
+    """
+    rules = {f"{key}.{name}": rule for name, rule in OPTUNA_ARGUMENTS.items()}
+    if found := problems(settings, rules, within=key):
         raise UserError("; ".join(found))
+    for which in (samplers.SAMPLER, samplers.PRUNER):
+        if settings[which] is not None and not OmegaConf.is_dict(settings[which]):
+            raise UserError(
+                f"{key}.{which}={settings[which]}: expected {{_target_: a class}} or null"
+            )
     if settings.name is not None:
-        check_name(settings.name)
-    samplers.check_trust(settings)
-    if not settings.objectives and not DIRECTION.allows(config.direction):
-        raise UserError(f"direction={config.direction}: expected {DIRECTION.expected}")
-    if settings.objectives and settings.pruner is not None:
+        check_name(settings.name, f"{key}.name")
+    several = "objectives" if settings.objectives else "direction"
+    if settings.pruner is not None and (
+        settings.objectives or OmegaConf.is_list(settings.direction)
+    ):
         raise UserError(
-            f"sweep.pruner={settings.pruner.get('_target_')}: a search with sweep.objectives cannot "
-            "prune; expected null"
+            f"{key}.pruner={settings.pruner.get('_target_')}: a search with several {key}.{several} "
+            "cannot prune; expected null"
         )
 
 
-def check_space(space: Space, config: DictConfig, loader: ConfigLoader) -> None:
+def check_space(
+    space: Space, settings: DictConfig, config: DictConfig, loader: ConfigLoader
+) -> None:
     """Check that the parameters can vary as they are meant to."""
-    settings = config.sweep
-    if not space.distributions and settings.sampler is not None:
+    varies = space.distributions or settings.custom_search_space is not None
+    if samplers.is_grid(settings):
+        if not space.is_grid or settings.custom_search_space is not None:
+            raise UserError(
+                f"{settings.key}.sampler={settings.sampler._target_}: a grid has no intervals; "
+                "expected choice(a, b) or range(a, b) for every parameter"
+            )
+    elif not varies and settings.sampler is not None:
         raise UserError(
             "nothing varies in this search: expected an interval (key=interval(a,b)) or several "
             "values (key=a,b)"
@@ -60,16 +77,10 @@ def check_space(space: Space, config: DictConfig, loader: ConfigLoader) -> None:
             _check_choice(name, from_text(str(choice)), options)
     for name, conditions in space.when.items():
         _check_conditions(name, conditions, space, config, loader)
-    if settings.sampler is None and space.is_grid and settings.n_trials is not None:
-        raise UserError(
-            f"sweep.n_trials={settings.n_trials}: a grid always runs all of its points; expected a "
-            "search, for example search=random, or no sweep.n_trials"
-        )
 
 
-def rehearse(space: Space, config: DictConfig, directions: list[Any]) -> None:
+def rehearse(space: Space, settings: DictConfig, config: DictConfig, directions: list[Any]) -> None:
     """Draw one point in memory: the sampler and the pruner exist, and accept their arguments."""
-    settings = config.sweep
     sampler, pruner = samplers.make_sampler(settings), samplers.make_pruner(settings)
     kind = samplers.sampler_class(settings)
     categorical = [
@@ -84,15 +95,15 @@ def rehearse(space: Space, config: DictConfig, directions: list[Any]) -> None:
         )
     if issubclass(kind, CmaEsSampler) and len(directions) > 1:
         raise UserError(
-            f"sweep.objectives: {settings.sampler._target_} handles a single objective; expected "
+            f"{settings.key}.objectives: {settings.sampler._target_} handles a single objective; expected "
             "null, or another search"
         )
     study = optuna.create_study(directions=directions, sampler=sampler, pruner=pruner)
-    with samplers.argument_errors(samplers.SAMPLER, settings.sampler):
+    with samplers.argument_errors(samplers.SAMPLER, settings):
         trial = study.ask()
         space.suggest(trial, config)
     if len(directions) == 1:
-        with samplers.argument_errors(samplers.PRUNER, settings.pruner):
+        with samplers.argument_errors(samplers.PRUNER, settings):
             trial.report(0.0, step=1)
             trial.should_prune()
 
@@ -145,4 +156,4 @@ def _check_conditions(
         )
         if not is_known:
             hint = did_you_mean(key, space.distributions)
-            raise UserError(f"sweep.when.{name}.{key}: no such parameter{hint}")
+            raise UserError(f"{settings_key(config)}.when.{name}.{key}: no such parameter{hint}")

@@ -37,9 +37,10 @@ class Composer:
             self._overrides, self._pickled = overrides, pickle.dumps(config)
             return config
         copied: DictConfig = pickle.loads(self._pickled)
+        listed = copied.hydra.overrides.task  # without the overrides of Hydra's own settings
         for i in changed:
             with_override(copied, overrides[i])
-            copied.hydra.overrides.task[i] = overrides[i]
+            listed[listed.index(self._overrides[i])] = overrides[i]
         if self._is_tested:
             return copied
         self._is_tested = True
@@ -69,6 +70,7 @@ class Composer:
         return (
             parsed.type is OverrideType.CHANGE
             and parsed.package is None
+            and not parsed.is_hydra_override()
             and not isinstance(parsed.value(), dict | list)
             and not self.loader.get_group_options(key)
             and not any(is_under(key, (other,)) or is_under(other, (key,)) for other in others)

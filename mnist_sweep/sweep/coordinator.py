@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -26,7 +26,7 @@ from mnist_sweep.sweep.optuna_internals import (
 )
 from mnist_sweep.sweep.places import first_attempt
 from mnist_sweep.sweep.plan import Plan
-from mnist_sweep.sweep.study import DONE, count, get_trials
+from mnist_sweep.sweep.study import DONE, DatabaseError, count, get_trials
 from mnist_sweep.sweep.worker import Assignment, Result
 
 log = logging.getLogger(__name__)
@@ -34,9 +34,14 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 LOOK_S = 1.0  # between two looks at the study for the display and for dead trials
 WAIT_S = 0.3  # between two requests while other workers run the last trials
+SETTLE_S = 4  # for the trials of interrupted workers to be queued again
 REPORT_S = 1.0  # for a report to reach the study; a trial does not wait longer
 MARK_S = 4.0  # for the driver to stop an interrupted sweep
 HANG_S = 10.0  # for a trial to obey its time limit before its process is ended
+NO_OBJECTIVE = (
+    "a search needs a number to optimise: return it from the task, or report it with "
+    "current_trial().report"
+)
 MAX_DUPLICATES = 50  # in a row, after which the space counts as exhausted
 
 
@@ -61,18 +66,19 @@ class Coordinator:
         self.error: BaseException | None = None
         self._n_duplicates = 0  # in a row
         self._running: dict[int, optuna.Trial] = {}
+        self._owners: list[dict[str, Any]] = []  # of the trials that it gives out
         self._is_new = True  # it has given out no trial
         self._orphans_end = False  # workers of a driver that has died
         # of a retry with a checkpoint that has reported nothing: the attempts before
         self._earlier: dict[int, list[FrozenTrial]] = {}
-        self._beat_at = time.monotonic()
+        self._beat_at = self._ticked_at = self._listens_since = time.monotonic()
 
     def look(self) -> list[FrozenTrial]:
         """Read the trials, and stop if too many have failed."""
         self.trials, plan = get_trials(self.study), self.plan
         n_failed = len(plan.failed(self.trials))
         if n_failed > plan.settings.max_failure_rate * plan.n_trials:
-            self.stop(f"{n_failed} trials failed (sweep.max_failure_rate)")
+            self.stop(f"{n_failed} trials failed ({plan.settings.key}.max_failure_rate)")
         return self.trials
 
     def stop(self, why: str) -> None:
@@ -90,6 +96,12 @@ class Coordinator:
             None if there is nothing to run now. A running trial may still die and come back, unless
             `is_over`.
         """
+        try:
+            return self._give_out(worker)
+        except UpdateFinishedTrialError:  # after an outage another host took it for dead
+            return None
+
+    def _give_out(self, worker: dict[str, str]) -> Assignment | None:
         plan, settings = self.plan, self.plan.settings
         trials = self.look()
         n_finished = plan.finished(trials)
@@ -105,11 +117,15 @@ class Coordinator:
             storage.enqueue_grid(self.study, plan.grid, plan.failed_before, lock)
             trials = self.look()
         owner = {**worker, "driver": plan.driver, "invocation": plan.invocation}
+        if owner not in self._owners:
+            self._owners.append(owner)
         trial = self._ask(trials, owner)
         if trial is None:
             return None
         try:
             point = plan.space.suggest(trial, self.config)
+        except (DatabaseError, UpdateFinishedTrialError):
+            raise
         except Exception as error:  # the sampler cannot draw from this space
             log.error("trial %d failed: %s: %s", trial.number, type(error).__name__, error)
             storage.fail(self.study, frozen(trial), f"{type(error).__name__}: {error}"[:2000])
@@ -119,7 +135,7 @@ class Coordinator:
             self._n_duplicates += 1
             if self._n_duplicates >= MAX_DUPLICATES:
                 self.stop(f"the last {MAX_DUPLICATES} points were duplicates")
-            return self.next(worker)
+            return self._give_out(worker)
         self._n_duplicates = 0
         directory = str(plan.directory / str(trial.number))
         trial.set_user_attr(storage.DIRECTORY, directory)
@@ -127,7 +143,7 @@ class Coordinator:
         overrides = [*plan.space.fixed, *(f"{name}={value}" for name, value in point.items())]
         resume = trial.user_attrs.get(storage.RESUME)
         if resume is not None:
-            first = first_attempt(trial)
+            first = trial.user_attrs[storage.FIRST]
             attempts = [t for t in trials if first_attempt(t) == first and t.number != trial.number]
             self._earlier[trial.number] = attempts
         return Assignment(trial.number, point, overrides, resume)
@@ -146,6 +162,8 @@ class Coordinator:
         trial_id = begin(self.study, queued, {storage.WORKER: owner})
         try:
             trial = optuna.Trial(self.study, trial_id)
+        except DatabaseError:
+            raise
         except Exception as error:
             log.exception("the sampler failed")
             why = f"{type(error).__name__}: {error}"[:2000]
@@ -184,6 +202,10 @@ class Coordinator:
     def _was_tried(self, trial: optuna.Trial, trials: list[FrozenTrial]) -> bool:
         earlier = [t for t in trials if t.number < trial.number]
         return any(t.state in DONE and t.params == trial.params for t in earlier)
+
+    def set_directory(self, number: int, directory: str) -> None:
+        if (trial := self._running.get(number)) is not None:
+            trial.set_user_attr(storage.DIRECTORY, directory)
 
     def report(self, number: int, step: int, value: float, *, final: bool) -> bool:
         """Record the objective after a step. Returns True if the trial should stop."""
@@ -231,8 +253,14 @@ class Coordinator:
                 storage.fail(self.study, frozen(trial), result.error)
             elif result.pruned:
                 self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
-            else:
+            elif result.values is not None:
                 self.study.tell(trial, result.values, skip_if_finished=True)
+            elif self.plan.grid is None:
+                storage.fail(self.study, frozen(trial), NO_OBJECTIVE)
+            else:  # Optuna wants a value
+                trial.set_user_attr(storage.NO_VALUE, True)
+                zeros = [0.0] * len(self.plan.metrics)
+                self.study.tell(trial, zeros, skip_if_finished=True)
         del self._running[number]
 
     def fail(self, number: int, why: str) -> None:
@@ -240,23 +268,50 @@ class Coordinator:
             log.error("trial %d failed: %s", number, why)
             storage.fail(self.study, frozen(trial), why)
 
-    def release(self, number: int) -> None:
-        """Queue an interrupted trial again. If nobody stops the sweep, the interruption is a death."""
+    def take_back(self, number: int) -> None:
+        """Queue a trial again that no worker has received."""
+        if (trial := self._running.pop(number, None)) is not None:
+            storage.requeue(self.study, frozen(trial), storage.INTERRUPTED, self.plan.settings)
+
+    def release(self, number: int, why: str) -> None:
+        """Queue a trial again whose process died (STALE) or was interrupted; see `study.retry`."""
         if (trial := self._running.pop(number, None)) is None:
             return
-        if self.stop_reason is not None:
+        if self.stop_reason is not None:  # it ended with the sweep
             storage.requeue(self.study, frozen(trial), storage.INTERRUPTED, self.plan.settings)
         else:
-            storage.count_death(self.study, frozen(trial), self.plan.settings)
+            storage.retry(self.study, frozen(trial), why, self.plan.settings)
 
     def tick(self) -> None:
-        """Look at the study, beat for the running trials, and queue dead ones again."""
-        settings = self.plan.settings
-        if time.monotonic() - self._beat_at > settings.grace_s / 4:
-            self._beat_at = time.monotonic()
+        """Beat for the running trials, look at the study, and queue dead trials again."""
+        grace_s = self.plan.settings.grace_s
+        if time.monotonic() - self._beat_at > grace_s / 4:
             record_heartbeats(self.study, self._running.values())
-        others = [t for t in self.look() if t.number not in self._running]
-        self._orphans_end = storage.reap(self.study, others, settings)
+            self._beat_at = time.monotonic()
+        self.look()
+        now = time.monotonic()
+        if now - self._ticked_at > LOOK_S + grace_s / 2:  # the database was away
+            self._listens_since = now
+        self._ticked_at = now
+        self.reap()
+
+    def reap(self) -> None:
+        """Queue the dead among the trials again.
+
+        A heartbeat that timed out means nothing until this coordinator has listened for
+        `grace_s`: while the database is away, nobody can beat.
+        """
+        settings = self.plan.settings
+        others = [t for t in self.trials if t.number not in self._running]
+        for trial in others:
+            owner = trial.user_attrs.get(storage.WORKER)
+            if trial.state is TrialState.RUNNING and owner in self._owners:
+                # it was begun, but the database's answer was lost: no worker has received it
+                storage.requeue(self.study, trial, storage.INTERRUPTED, settings)
+        listened_s = time.monotonic() - self._listens_since
+        self._orphans_end = storage.reap(
+            self.study, others, settings, trust_heartbeats=listened_s > settings.grace_s
+        )
 
 
 class CoordinatorThread(threading.Thread):
@@ -267,6 +322,7 @@ class CoordinatorThread(threading.Thread):
         self.coordinator = coordinator
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
         self._calls = queue.SimpleQueue()
+        self._is_closed = False
 
     def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> "Future[T]":
         """Call a method of the coordinator in this thread."""
@@ -280,8 +336,11 @@ class CoordinatorThread(threading.Thread):
 
     def _note_error(self, future: "Future[Any]") -> None:
         if (error := future.exception()) is not None:
-            self.coordinator.error = self.coordinator.error or error
-            self.coordinator.stop(f"{type(error).__name__}: {error}")
+            self._end_sweep(error)
+
+    def _end_sweep(self, error: BaseException) -> None:
+        self.coordinator.error = self.coordinator.error or error
+        self.coordinator.stop(f"{type(error).__name__}: {error}")
 
     def run(self) -> None:
         look_at = time.monotonic()
@@ -299,13 +358,22 @@ class CoordinatorThread(threading.Thread):
                 look_at = time.monotonic() + LOOK_S
                 try:
                     self.coordinator.tick()
+                except DatabaseError as error:
+                    self._end_sweep(error)
                 except Exception as error:
+                    if self._is_closed:  # it was told to wait no longer
+                        return
                     log.warning("%s: %s", type(error).__name__, error)
 
     def close(self, timeout_s: float | None = None) -> bool:
-        """End the thread after the calls so far; False if they did not end in time."""
-        self._calls.put(None)
-        self.join(timeout_s)
+        """End the thread after the calls so far; False if they did not end in time.
+
+        A second call does not wait.
+        """
+        if not self._is_closed:
+            self._is_closed = True
+            self._calls.put(None)
+            self.join(timeout_s)
         return not self.is_alive()
 
 
@@ -314,6 +382,7 @@ class Channel:
 
     Args:
         worker: the identity of the worker's process.
+        is_alive: whether that process lives.
         interrupt: interrupts the worker's trial.
         end: ends the process of a worker that does not obey.
     """
@@ -323,35 +392,56 @@ class Channel:
         thread: CoordinatorThread,
         worker: dict[str, str],
         *,
+        is_alive: Callable[[], bool],
         interrupt: Callable[[], None],
         end: Callable[[], None],
     ) -> None:
         self.thread, self.coordinator, self.worker = thread, thread.coordinator, worker
-        self._interrupt, self._end = interrupt, end
+        self._is_alive, self._interrupt, self._end = is_alive, interrupt, end
         self._lock = threading.Lock()  # a trial that has ended must not be interrupted
         self._number: int | None = None
         self._limit_s = self.coordinator.plan.settings.trial_timeout_s or math.inf
         self._started_at = 0.0
         self._timed_out = False
+        self._pruned = False  # the answer to the latest report
 
     def next(self) -> Assignment | None:
-        while not self.coordinator.is_over:
-            assignment = self.thread.call(self.coordinator.next, self.worker).result()
-            if assignment is not None:
+        while not self.coordinator.is_over and self._is_alive():
+            future = self.thread.call(self.coordinator.next, self.worker)
+            # the database may be away
+            while not wait([future], WAIT_S).done and self._is_waiting():
+                pass
+            if not (future.done() and self._is_alive()):
+                future.add_done_callback(self._take_back)
+                return None
+            if (assignment := future.result()) is not None:
                 self._number, self._started_at = assignment.number, time.monotonic()
-                self._timed_out = False
+                self._timed_out = self._pruned = False
                 return assignment
             if not self.coordinator.is_over:
                 time.sleep(WAIT_S)
         return None
 
+    def set_directory(self, directory: str) -> None:
+        assert self._number is not None
+        self.thread.post(self.coordinator.set_directory, self._number, directory)
+
+    def _is_waiting(self) -> bool:
+        return self.coordinator.stop_reason is None and self._is_alive()
+
+    def _take_back(self, future: "Future[Assignment | None]") -> None:
+        """Queue a trial again that came too late for this worker."""
+        if future.exception() is None and (assignment := future.result()) is not None:
+            self.thread.post(self.coordinator.take_back, assignment.number)
+
     def report(self, step: int, value: float, *, final: bool) -> bool:
         assert self._number is not None
         future = self.thread.call(self.coordinator.report, self._number, step, value, final=final)
         try:
-            return future.result(REPORT_S)
+            self._pruned = future.result(REPORT_S)
         except TimeoutError:  # the database is away
-            return False
+            self._pruned = False
+        return self._pruned
 
     def tell(self, result: Result) -> bool:
         with self._lock:
@@ -359,6 +449,9 @@ class Channel:
         if number is None:  # interrupted after it had told its result
             return self._timed_out
         if not result.interrupted:
+            if self._pruned and result.values is not None:
+                # the task reported from a process of its own, whose answer the worker does not know
+                result = Result(pruned=True, summary=result.summary)
             self.thread.post(self.coordinator.tell, number, result)
             return True
         if self._timed_out:
@@ -368,14 +461,15 @@ class Channel:
             self.coordinator.stop(storage.INTERRUPTED)
         # Ctrl-C may reach the worker before the driver
         storage.wait_until(lambda: self.coordinator.stop_reason is not None, MARK_S)
-        self.thread.post(self.coordinator.release, number)
+        why = storage.INTERRUPTED if result.by_signal else storage.STALE
+        self.thread.post(self.coordinator.release, number, why)
         return False
 
     def died(self) -> None:
         """The worker's process has ended."""
         number, self._number = self._number, None
         if number is not None:
-            self.thread.post(self.coordinator.release, number)
+            self.thread.post(self.coordinator.release, number, storage.STALE)
 
     def interrupt(self) -> None:
         """Interrupt the trial, if there is one."""
@@ -401,4 +495,5 @@ class Channel:
         self._end()
 
     def _timeout_text(self) -> str:
-        return f"longer than sweep.trial_timeout_s={self._limit_s:g}"
+        key = self.coordinator.plan.settings.key
+        return f"longer than {key}.trial_timeout_s={self._limit_s:g}"

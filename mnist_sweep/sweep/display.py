@@ -16,31 +16,30 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from mnist_sweep.common.configs import is_under
 from mnist_sweep.common.console import console
 from mnist_sweep.common.console import table as as_table
 from mnist_sweep.sweep import optuna_internals, results
 from mnist_sweep.sweep import study as storage
-from mnist_sweep.sweep.config import OWN_KEYS
-from mnist_sweep.sweep.coordinator import Coordinator
+from mnist_sweep.sweep.coordinator import LOOK_S, Coordinator
 from mnist_sweep.sweep.importances import importances
 from mnist_sweep.sweep.overrides import from_text
 from mnist_sweep.sweep.plan import Plan
 from mnist_sweep.sweep.results import About, assignments
-from mnist_sweep.sweep.space import Space
 from mnist_sweep.sweep.study import DONE, get_trials, own_failure
 
 log = logging.getLogger(__name__)
 
-POLL_S = 1.0
 MAX_ROWS = 20
 
 
-def preview(points: Sequence[dict[str, Any]], space: Space, *, grid: bool) -> None:
-    """Print the trials of a dry run."""
+def preview(points: Sequence[dict[str, Any]], fixed: Sequence[str], *, grid: bool) -> None:
+    """Print the trials of a dry run.
+
+    Args:
+        fixed: overrides of every trial.
+    """
     what = f"all {len(points)} trials of the grid" if grid else "the first trials of the search"
     print(f"Preview: {what}. Nothing runs.")
-    fixed = [o for o in space.fixed if not is_under(o.partition("=")[0], OWN_KEYS)]
     print(f"Fixed settings: {' '.join(fixed) or 'the defaults'}")
     for number, point in enumerate(points):
         print(f"{number:4d}  {assignments(point)}")
@@ -65,7 +64,7 @@ def _live_lines(coordinator: Coordinator, over: threading.Event) -> None:
     plan = coordinator.plan
     printed = {t.number for t in coordinator.trials if t.state.is_finished()}
     while True:
-        last = over.wait(POLL_S)
+        last = over.wait(LOOK_S)
         trials = coordinator.trials
         for trial in trials:
             ended = trial.state.is_finished() and trial.number not in printed
@@ -81,7 +80,7 @@ def _live_table(coordinator: Coordinator, over: threading.Event) -> None:
     plan, patience = coordinator.plan, optuna_internals.backend(coordinator.study).patience
     started, before = time.monotonic(), plan.finished(coordinator.trials)
     with Live(console=console, refresh_per_second=2, transient=True) as view:
-        while not over.wait(POLL_S):
+        while not over.wait(LOOK_S):
             trials = coordinator.trials
             table = Table(box=None, pad_edge=False)
             for column in ("trial", "epoch", plan.metrics[0], "seconds", "parameters"):
@@ -111,7 +110,7 @@ def summary(study: optuna.Study, plan: Plan, links: Mapping[str, str]) -> None:
     """Print the leaderboard, the best trial, the failures and the links; save the best parameters."""
     trials = [t for t in get_trials(study) if storage.REPLACED not in t.user_attrs]
     log.info("\nsweep %s: %s", plan.study_name, _counts(get_trials(study)))
-    rows = results.leaderboard(study)
+    rows = results.leaderboard(study) if results.has_objective(study) else []
     if rows:
         log.info(as_table(list(rows[0]), [list(row.values()) for row in rows[:MAX_ROWS]]))
     if len(rows) > MAX_ROWS:
@@ -119,8 +118,10 @@ def summary(study: optuna.Study, plan: Plan, links: Mapping[str, str]) -> None:
     failed = Counter(t.user_attrs.get(storage.ERROR, "unknown") for t in plan.failed(trials))
     for why, times in failed.most_common():
         log.info("failed %dx: %s", times, why.splitlines()[0])
-    if not rows:
+    if not get_trials(study, TrialState.COMPLETE):
         log.info("no trial completed")
+    elif not rows:
+        log.info("the task returns nothing to compare; the trials are in %s", plan.directory)
     elif len(plan.metrics) == 1:
         log.info("\nbest: %s", _line(study.best_trial, plan))
         log.info("train it again: %s", About.of(study).command(study.best_trial.params))
@@ -141,7 +142,8 @@ def _save_results(study: optuna.Study, plan: Plan) -> None:
     if len(plan.metrics) > 1:
         best_trials = study.best_trials
         content["solutions"] = [{"params": _values(t), "values": t.values} for t in best_trials]
-    elif (best := _best(study)) is not None:
+    elif results.has_objective(study):
+        best = study.best_trial
         content |= {"best_params": _values(best), "best_value": best.value}
     OmegaConf.save(OmegaConf.create(content), plan.directory / "optimization_results.yaml")
 
@@ -151,14 +153,11 @@ def _values(trial: FrozenTrial) -> dict[str, Any]:
     return {k: from_text(v) if isinstance(v, str) else v for k, v in trial.params.items()}
 
 
-def _best(study: optuna.Study) -> FrozenTrial | None:
-    single = len(study.directions) == 1
-    return study.best_trial if single and get_trials(study, TrialState.COMPLETE) else None
-
-
 def _best_of(trials: list[FrozenTrial], study: optuna.Study) -> FrozenTrial | None:
     """The best of these trials; None with several objectives. It does not touch the database."""
-    complete = [t for t in trials if t.state is TrialState.COMPLETE]
+    complete = [
+        t for t in trials if t.state is TrialState.COMPLETE and storage.NO_VALUE not in t.user_attrs
+    ]
     if len(study.directions) > 1 or not complete:
         return None
     sign = 1 if results.maximizes(study) else -1
@@ -168,9 +167,15 @@ def _best_of(trials: list[FrozenTrial], study: optuna.Study) -> FrozenTrial | No
 def _line(trial: FrozenTrial, plan: Plan) -> str:
     state = trial.user_attrs.get(storage.REPLACED, trial.state.name.lower())
     values = trial.values or [v for v in [_last_value(trial)] if v is not None]
-    shown = "  ".join(f"{n} {v:.4f}" for n, v in zip(plan.metrics, values, strict=False))
-    why = f"  {trial.user_attrs.get(storage.ERROR, '')}" if own_failure(trial) else ""
-    return f"trial {trial.number} {state}  {shown}  {assignments(trial.params)}{why}".rstrip()
+    if storage.NO_VALUE in trial.user_attrs:
+        values = []
+    parts = [
+        f"trial {trial.number} {state}",
+        *(f"{name} {value:.4f}" for name, value in zip(plan.metrics, values, strict=False)),
+        assignments(trial.params),
+        trial.user_attrs.get(storage.ERROR, "") if own_failure(trial) else "",
+    ]
+    return "  ".join(filter(None, parts))
 
 
 def _last_value(trial: FrozenTrial) -> float | None:

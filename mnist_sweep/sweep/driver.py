@@ -11,25 +11,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import optuna
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from optuna.trial import TrialState
 
 from mnist_sweep.common import processes, signals
+from mnist_sweep.common.configs import is_under
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.common.files import make_folder
 from mnist_sweep.common.program import command_line
 from mnist_sweep.common.secrets import check_url
-from mnist_sweep.sweep import checks, display, hydra_internals, samplers
+from mnist_sweep.sweep import checks, display, hydra_internals, results, samplers
 from mnist_sweep.sweep import study as storage
 from mnist_sweep.sweep.callback import Sweep, SweepCallback
-from mnist_sweep.sweep.coordinator import Coordinator, CoordinatorThread
+from mnist_sweep.sweep.config import resolved, settings_key, settings_of
+from mnist_sweep.sweep.coordinator import SETTLE_S, Coordinator, CoordinatorThread
 from mnist_sweep.sweep.launched import LaunchedWorker
 from mnist_sweep.sweep.overrides import to_text
 from mnist_sweep.sweep.plan import Plan
@@ -41,8 +45,9 @@ from mnist_sweep.sweep.worker import Job
 log = logging.getLogger(__name__)
 
 DEFAULT_N_TRIALS = 30
-LAUNCHES = 10  # of workers while the budget is open
-SETTLE_S = 4  # for interrupted workers to release their trials
+DEFAULT_DIRECTORY = "multirun/${now:%Y-%m-%d}/${now:%H-%M-%S}"  # Hydra's own hydra.sweep.dir
+LAUNCHES = 10  # of workers in a row that end within SHORT_LAUNCH_S while the budget is open
+SHORT_LAUNCH_S = 60
 
 
 def sweep(
@@ -57,22 +62,23 @@ def sweep(
         UserError: the settings make no sweep, or the study has another search space.
         SystemExit: 1 if a grid has holes or no trial completed; 130 or 143 if interrupted.
     """
-    settings, loader = config.sweep, hydra_context.config_loader
-    check_url(config, "sweep.storage")
-    checks.check_settings(config)
+    loader = hydra_context.config_loader
+    settings = _settings(config)
     space = parse(settings, arguments)
-    checks.check_space(space, config, loader)
+    checks.check_space(space, settings, config, loader)
     point = space.example(config)
     values = [f"{name}={value}" for name, value in point.items()]
     example = loader.load_sweep_config(config, [*space.fixed, *values])
-    grid = space.grid(config) if settings.sampler is None and space.is_grid else None
-    directions = list((settings.objectives or {config.objective: config.direction}).values())
-    checks.rehearse(space, config, directions)
-    with open_dict(config):
-        settings.name = settings.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+    grid = _grid(space, settings, config)
+    objectives = _objectives(settings)
+    directions = list(objectives.values())
+    if grid is None:
+        checks.rehearse(space, settings, config, directions)
     info = Sweep(
         name=settings.name,
-        directory=_directory(config),
+        directory=_directory(settings, config),
+        settings=settings,
+        objectives=objectives,
         config=config,
         example=example,
         variations=checks.variations(space, example, point),
@@ -84,22 +90,22 @@ def sweep(
         callback.on_sweep_prepare(info)
     if settings.dry_run:
         points = _preview(space, grid, settings, directions, config)
-        display.preview(points, space, grid=bool(grid))
+        display.preview(points, _of_trials(space.fixed, settings), grid=bool(grid))
         return None
 
     space = replace(space, fixed=info.overrides)
-    url = storage.storage_url(settings.storage, config.store)
     study = storage.create_study(
-        url,
+        storage.storage_url(settings.storage, settings.store),
         settings.grace_s,
         info.name,
         directions,
         sampler=samplers.make_sampler(settings),
         pruner=samplers.make_pruner(settings),
+        key=f"{settings.key}.storage",
     )
-    storage.check_fingerprint(study, space.fingerprint(settings.may_change), settings)
+    storage.check_fingerprint(study, space.fingerprint(settings), settings)
     with signals.obeyed(), _notified(callbacks, info, study):
-        metrics = list(settings.objectives or [config.objective])
+        metrics = list(objectives)
         plan = Plan(
             invocation=uuid.uuid4().hex,
             failed_before=frozenset(t.number for t in get_trials(study) if storage.own_failure(t)),
@@ -108,39 +114,85 @@ def sweep(
             n_trials=len(grid) if grid is not None else settings.n_trials or DEFAULT_N_TRIALS,
             grid=grid,
             metrics=metrics,
-            settings=_without_storage(settings),
+            # without the URL, because launchers write the plan to files
+            settings=OmegaConf.create({**settings, "storage": None}),
             directory=info.directory,
             driver=processes.process_identity(),
             tags=info.tags,
         )
         link = info.links.get(COMPARE, "")
         columns = dict(settings.columns)
-        About(metrics, space.fixed, str(plan.directory), link, columns).save(study)
+        fixed = _of_trials(space.fixed, settings)
+        About(metrics, fixed, str(plan.directory), link, columns).save(study)
         make_folder(plan.directory)
-        _copy_config(plan, hydra_internals.config_directory(loader))
+        OmegaConf.save(config, plan.directory / "multirun.yaml")  # as Hydra's basic sweeper does
         job = Job(
             task,
             hydra_context,
-            hydra_internals.relocated(loader, plan.directory / "conf"),
+            _own_loader(plan, loader),
             config,
+            settings=plan.settings,
             directory=plan.directory,
             metrics=metrics,
             tags=info.tags,
         )
         coordinator = Coordinator(study, plan, config)
         _run(coordinator, job)
-        storage.reap(study, get_trials(study), settings)
+        coordinator.look()
+        coordinator.reap()
     return _conclude(coordinator, info)
 
 
-def _without_storage(settings: DictConfig) -> DictConfig:
-    """Resolve the settings, but not the storage's URL, because launchers write the plan to files."""
-    resolved = OmegaConf.to_container(settings, resolve=True)
-    return OmegaConf.create({**resolved, "storage": None})  # type: ignore[dict-item]
+def _settings(config: DictConfig) -> DictConfig:
+    """Check the settings and resolve them.
+
+    A sweep without a name gets one, in `config` too, where other settings may refer to it.
+    """
+    key, node = settings_key(config), settings_of(config)
+    check_url(config, f"{key}.storage")
+    checks.check_settings(node, key)
+    if node.name is None:
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+        with read_write(config.hydra), open_dict(config):
+            node.name = name
+            if key == "hydra.sweeper":  # Hydra composes the trials from its overrides
+                config.hydra.overrides.hydra.append(f"{key}.name={name}")
+    settings = resolved(node, key)
+    samplers.check_trust(settings)
+    return settings
 
 
-def _directory(config: DictConfig) -> Path:
+def _objectives(settings: DictConfig) -> dict[str, str]:
+    """The direction of each objective by its name."""
+    if settings.objectives:
+        return dict(settings.objectives)
+    if OmegaConf.is_list(settings.direction):
+        return {f"value {i}": str(each) for i, each in enumerate(settings.direction, start=1)}
+    return {settings.objective or "value": str(settings.direction)}
+
+
+def _of_trials(fixed: Sequence[str], settings: DictConfig) -> list[str]:
+    """The overrides that configure the trials, and not the sweep itself."""
+    return [o for o in fixed if not is_under(o.partition("=")[0], settings.own_keys)]
+
+
+def _grid(
+    space: Space, settings: DictConfig, config: DictConfig
+) -> dict[str, dict[str, Any]] | None:
+    """The points of a grid by their keys; None: the sweep is a search."""
+    if not samplers.is_grid(settings):
+        has_sampler = settings.sampler is not None or settings.custom_search_space is not None
+        if has_sampler or settings.n_trials is not None or not space.is_grid:
+            return None
+    points = space.grid(config)
+    return dict(islice(points.items(), settings.n_trials))
+
+
+def _directory(settings: DictConfig, config: DictConfig) -> Path:
     """The sweep's directory. Raises UserError if Hydra would not write to it."""
+    written: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    if written["dir"] == DEFAULT_DIRECTORY:  # a second call would not find it
+        return Path(settings.store, settings.name).resolve()
     directory = Path(config.hydra.sweep.dir).resolve()
     if "${" in str(directory):  # Hydra would interpolate it
         raise UserError(f"hydra.sweep.dir={directory}: expected a path without ${{")
@@ -173,18 +225,21 @@ def _end(
 def _run(coordinator: Coordinator, job: Job) -> None:
     """Run workers until the budget is used up. After Ctrl-C or SIGTERM no trial stays RUNNING."""
     study, plan = coordinator.study, coordinator.plan
-    resume = command_line(f"sweep.name={plan.study_name}")
+    resume = command_line(f"{plan.settings.key}.name={plan.study_name}")
     thread = CoordinatorThread(coordinator)
     thread.start()
     thread.call(coordinator.look).result()
     try:
         with display.live(coordinator):
-            for _ in range(LAUNCHES):
+            n_short = 0
+            while n_short < LAUNCHES:  # longer ones met a time limit, or were preempted
+                started_at = time.monotonic()
                 trials = thread.call(coordinator.look).result()
                 n_open = plan.n_trials - plan.finished(trials)
                 if n_open <= 0 or coordinator.is_over:
                     return
-                _launch(thread, job, n_jobs=min(_n_jobs(job.config), n_open))
+                _launch(thread, job, n_jobs=min(_n_jobs(plan.settings), n_open))
+                n_short = n_short + 1 if time.monotonic() - started_at < SHORT_LAUNCH_S else 0
     except (KeyboardInterrupt, SystemExit):
         with signals.ignored():
             coordinator.stop(storage.INTERRUPTED)
@@ -197,7 +252,7 @@ def _run(coordinator: Coordinator, job: Job) -> None:
     finally:
         thread.close(SETTLE_S)
     raise UserError(
-        f"the workers of sweep {plan.study_name} died {LAUNCHES} times; the logs in "
+        f"the workers of sweep {plan.study_name} died {LAUNCHES} times in a row; the logs in "
         f"{plan.directory}/.workers say why. Then resume with: {resume}"
     )
 
@@ -211,7 +266,7 @@ def _launch(thread: CoordinatorThread, job: Job, n_jobs: int) -> None:
         hydra_context=hydra_internals.without_callbacks(context),
         task_function=worker,
     )
-    environments = [_environment(config, i, n_jobs) for i in range(n_jobs)]
+    environments = [_environment(job.settings, i, n_jobs) for i in range(n_jobs)]
     if hasattr(launcher, "run_workers"):  # ProcessLauncher
         launcher.run_workers(job, thread, environments)
         return
@@ -222,9 +277,9 @@ def _launch(thread: CoordinatorThread, job: Job, n_jobs: int) -> None:
         log.warning("the launcher ended with %s: %s", type(error).__name__, error)
 
 
-def _environment(config: DictConfig, index: int, n_jobs: int) -> dict[str, str]:
+def _environment(settings: DictConfig, index: int, n_jobs: int) -> dict[str, str]:
     """Variables that give a worker its share of the machine."""
-    gpus = _visible_gpus(config)
+    gpus = _visible_gpus(settings)
     # the cores that this process may use, if the system can tell
     cores = getattr(os, "sched_getaffinity", lambda _pid: range(os.cpu_count() or 1))(0)
     threads = int(os.environ.get("OMP_NUM_THREADS") or len(cores))
@@ -244,14 +299,14 @@ def _slot(directory: Path, index: int, environment: Mapping[str, str]) -> tuple[
     )
 
 
-def _n_jobs(config: DictConfig) -> int:
-    gpus = _visible_gpus(config)
-    return int(config.sweep.n_jobs or max(1, len(gpus) * config.sweep.trials_per_gpu))
+def _n_jobs(settings: DictConfig) -> int:
+    gpus = _visible_gpus(settings)
+    return int(settings.n_jobs or max(1, len(gpus) * settings.trials_per_gpu))
 
 
-def _visible_gpus(config: DictConfig) -> list[str]:
+def _visible_gpus(settings: DictConfig) -> list[str]:
     """The GPUs that the workers may share, found without starting CUDA in this process."""
-    if config.device not in ("auto", "cuda"):  # cuda:1 names one GPU
+    if settings.device not in ("auto", "cuda"):  # cuda:1 names one GPU
         return []
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [gpu for gpu in visible.split(",") if gpu]
@@ -263,18 +318,27 @@ def _visible_gpus(config: DictConfig) -> list[str]:
     return slices or re.findall(r"^GPU (\d+):", listed.stdout, re.MULTILINE)
 
 
-def _copy_config(plan: Plan, source: Path) -> None:
-    """Copy the application's configuration into the sweep's directory.
+def _own_loader(plan: Plan, loader: ConfigLoader) -> ConfigLoader:
+    """Copy the application's configuration into the sweep's directory, and return a loader of the copy.
 
     Every trial is composed from the copy. Editing the original while the sweep runs, or before it
     resumes, changes none of its trials. Only YAML files are copied, because the folder may also hold
     the application, its results and the sweep's own directory.
     """
-    copied = plan.directory / "conf"
+    source = hydra_internals.config_directory(loader)
+    if source is None:
+        return loader
+    # sweeps may share the directory
+    name = "conf" if plan.directory.name == plan.study_name else f"conf-{plan.study_name}"
+    copied = plan.directory / name
     if plan.settings.extend:
         shutil.rmtree(copied, ignore_errors=True)
-    if copied.exists():
-        return
+    if not copied.exists():
+        _copy_yaml(plan, source, copied)
+    return hydra_internals.relocated(loader, copied)
+
+
+def _copy_yaml(plan: Plan, source: Path, copied: Path) -> None:
     unfinished = copied.with_name(f".conf-{plan.invocation}")
     for file in _yaml_files(source, skip={plan.directory.parent, plan.directory}):
         target = unfinished / file.relative_to(source)
@@ -310,7 +374,7 @@ def _preview(
     if grid is not None:
         return list(grid.values())
     study = optuna.create_study(directions=directions, sampler=samplers.make_sampler(settings))
-    n = min(_n_jobs(config), settings.n_trials or DEFAULT_N_TRIALS)
+    n = min(_n_jobs(settings), settings.n_trials or DEFAULT_N_TRIALS)
     return [space.suggest(study.ask(), config) for _ in range(n)]
 
 
@@ -340,4 +404,5 @@ def _conclude(coordinator: Coordinator, info: Sweep) -> float | None:
     holes = plan.grid and plan.failed(get_trials(study))
     if holes or not completed or coordinator.stop_reason:
         raise SystemExit(1)
-    return study.best_value if len(plan.metrics) == 1 else None
+    single = len(plan.metrics) == 1 and results.has_objective(study)
+    return study.best_value if single else None

@@ -1,4 +1,4 @@
-"""What the server that forks the workers imports last. It outlives a SIGTERM to the process group.
+"""What the server that forks the workers imports last. It outlives a signal to the process group.
 
 The workers need seconds to save their trials. Without their server the driver would take them for
 dead.
@@ -6,4 +6,7 @@ dead.
 
 import signal
 
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+from mnist_sweep.common.signals import TERMINATING
+
+for _signum in TERMINATING:  # multiprocessing itself ignores SIGINT
+    signal.signal(_signum, signal.SIG_IGN)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
+from importlib.resources import files
 from pathlib import Path
 from typing import NoReturn
 
@@ -44,11 +45,21 @@ def without_callbacks(context: HydraContext) -> HydraContext:
     )
 
 
-def config_directory(loader: ConfigLoader) -> Path:
-    """The folder of the application's own configuration."""
+def config_directory(loader: ConfigLoader) -> Path | None:
+    """The folder of the application's own configuration; None if it has none."""
     elements = loader.get_search_path().get_path()
-    main = next(element for element in elements if element.provider == "main")
-    return Path(main.path.removeprefix("file://"))
+    paths = [element.path for element in elements if element.provider == "main"]
+    if not paths or paths[0] is None:
+        return None
+    scheme, _, rest = paths[0].rpartition("://")
+    if scheme == "pkg":
+        try:
+            path = Path(str(files(rest.replace("/", ".").rstrip("."))))
+        except ModuleNotFoundError:
+            return None
+    else:
+        path = Path(rest)
+    return path if path.is_dir() else None
 
 
 def relocated(loader: ConfigLoader, directory: Path) -> ConfigLoader:

@@ -13,13 +13,18 @@ from omegaconf import DictConfig
 from mnist_sweep.common import processes, signals
 from mnist_sweep.sweep import samplers
 from mnist_sweep.sweep import study as storage
-from mnist_sweep.sweep.coordinator import LOOK_S, Channel, Coordinator, CoordinatorThread
+from mnist_sweep.sweep.config import settings_of
+from mnist_sweep.sweep.coordinator import (
+    LOOK_S,
+    SETTLE_S,
+    Channel,
+    Coordinator,
+    CoordinatorThread,
+)
 from mnist_sweep.sweep.plan import Plan
 from mnist_sweep.sweep.worker import Job, run_trials
 
 log = logging.getLogger(__name__)
-
-SETTLE_S = 4  # to record how the last trial ended
 
 
 class LaunchedWorker:
@@ -29,15 +34,28 @@ class LaunchedWorker:
         self.plan, self.job, self.cwd = plan, job, cwd
 
     def __call__(self, _worker_config: DictConfig) -> int:
-        """Run trials until the budget is used up; return how many."""
+        """Run trials until the budget is used up; return how many.
+
+        After a signal the trial is queued again. Then the handler of the launcher gets the signal:
+        that of submitit queues its job again, or ends it.
+        """
         os.chdir(self.cwd)  # Ray's workers start elsewhere
+        try:
+            return self._run()
+        except signals.Terminated as terminated:
+            signals.pass_on(terminated.signum)
+            raise
+
+    def _run(self) -> int:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signals.obey)  # Ray and a shell's & leave it ignored
         settings, config = self.plan.settings, self.job.config
-        url = storage.storage_url(config.sweep.storage, config.store)
+        url = storage.storage_url(settings_of(config).storage, settings.store)
         study = optuna.load_study(
             study_name=self.plan.study_name,
-            storage=storage.open_storage(url, settings.grace_s),
+            storage=storage.open_storage(
+                url, settings.grace_s, f"{settings.key}.storage", wait=True
+            ),
             sampler=samplers.make_sampler(settings),
             pruner=samplers.make_pruner(settings),
         )
@@ -45,6 +63,7 @@ class LaunchedWorker:
         channel = Channel(
             thread,
             processes.process_identity(),
+            is_alive=lambda: True,
             interrupt=_thread.interrupt_main,
             end=lambda: os._exit(1),
         )
@@ -67,10 +86,11 @@ class LaunchedWorker:
         coordinator, is_interrupted = channel.coordinator, False
         while not over.wait(LOOK_S):
             channel.check_time()
+            if is_interrupted:
+                continue
             mark = channel.thread.call(storage.is_interrupted, study, self.plan.invocation)
-            with suppress(TimeoutError):  # the database is away
+            with suppress(TimeoutError, storage.DatabaseError):  # the database is away, or gone
                 is_interrupted = mark.result(LOOK_S)
-            if is_interrupted or processes.is_dead(self.plan.driver):
+            if is_interrupted := is_interrupted or processes.is_dead(self.plan.driver):
                 coordinator.stop(storage.INTERRUPTED)
                 channel.interrupt()
-                return

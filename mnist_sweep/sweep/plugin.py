@@ -10,8 +10,9 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-import mnist_sweep.sweep.config  # noqa: F401  registers the schema `sweep`
+import mnist_sweep.sweep.mlflow_plugin  # noqa: F401  registers hydra/callbacks=mlflow
 from mnist_sweep.common.errors import UserError
+from mnist_sweep.sweep.config import SweeperConfig
 from mnist_sweep.sweep.hydra_internals import BasicLauncher
 
 if TYPE_CHECKING:
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
 
 
 class StudySweeper(Sweeper):
-    """Runs grids and searches, see `mnist_sweep.sweep.driver`."""
+    """Runs grids and searches, see `mnist_sweep.sweep.driver`.
+
+    Its settings stay in the configuration, see `mnist_sweep.sweep.config.settings_of`.
+    """
+
+    def __init__(self, **_: Any) -> None: ...
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -37,6 +43,8 @@ class StudySweeper(Sweeper):
             return sweep(self.hydra_context, self.task_function, self.config, arguments)
         except UserError as error:  # Hydra prints its own errors without a traceback
             raise CompactHydraException(str(error)) from error
+        except KeyboardInterrupt:  # Hydra would print a traceback
+            raise SystemExit(130) from None
 
 
 class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
@@ -67,23 +75,34 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
             environments,
             restarts=self.restarts,
             start_method=self.start_method,
-            preload=job.config.sweep.preload,
+            preload=job.settings.preload,
         )
 
 
-for _kind, _node in {
-    "sweeper": {"_target_": "mnist_sweep.sweep.plugin.StudySweeper"},
-    "launcher": {
+# Of Hydra's groups. The schema of the short form is `/schema/sweep`.
+_NODES: dict[str, Any] = {
+    "sweeper/mnist_sweep": SweeperConfig,
+    # for settings that stand elsewhere: `settings` is their key
+    "sweeper/mnist_sweep_short": {
+        "_target_": "mnist_sweep.sweep.plugin.StudySweeper",
+        "settings": "sweep",
+    },
+    "sweeper/pruner/asha": {"_target_": "optuna.pruners.SuccessiveHalvingPruner"},
+    "sweeper/pruner/hyperband": {"_target_": "optuna.pruners.HyperbandPruner"},
+    "sweeper/pruner/median": {"_target_": "optuna.pruners.MedianPruner"},
+    "launcher/mnist_sweep": {
         "_target_": "mnist_sweep.sweep.plugin.ProcessLauncher",
         "restarts": 3,
         # how to start a worker: "forkserver" or "spawn"
         "start_method": "forkserver" if hasattr(os, "fork") else "spawn",
     },
-}.items():
+}
+for _path, _node in _NODES.items():
+    _group, _, _name = _path.rpartition("/")
     # replace: in a worker the store arrives with these entries before this module is imported
     ConfigStore.instance().store(
-        group=f"hydra/{_kind}",
-        name="mnist_sweep",
+        group=f"hydra/{_group}",
+        name=_name,
         node=_node,
         provider="mnist_sweep",
         replace=True,

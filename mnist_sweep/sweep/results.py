@@ -12,12 +12,10 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from mnist_sweep.common.configs import is_under
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.common.program import program
 from mnist_sweep.common.secrets import mask_url
 from mnist_sweep.sweep import study as storage
-from mnist_sweep.sweep.config import OWN_KEYS
 from mnist_sweep.sweep.study import get_trials
 
 ABOUT = "about"  # user attribute of a study: an About
@@ -65,6 +63,12 @@ def count_states(study: optuna.Study) -> dict[str, int]:
     return {s.name.lower(): storage.count(trials, s) for s in TrialState if s.is_finished()}
 
 
+def has_objective(study: optuna.Study) -> bool:
+    """Whether a complete trial has a value to compare; the task of a grid may return nothing."""
+    complete = get_trials(study, TrialState.COMPLETE)
+    return any(storage.NO_VALUE not in trial.user_attrs for trial in complete)
+
+
 def maximizes(study: optuna.Study) -> bool:
     return study.directions[0] is StudyDirection.MAXIMIZE
 
@@ -74,7 +78,7 @@ class About:
     """How a sweep was started: what a report needs besides the trials."""
 
     metrics: list[str]  # a name for each objective
-    fixed: list[str]  # overrides of every trial
+    fixed: list[str]  # overrides of every trial that configure no part of the sweep itself
     directory: str
     link: str = ""  # to the runs in the tracking UI
     columns: dict[str, str] = field(default_factory=dict)  # leaderboard: metric -> heading
@@ -104,7 +108,7 @@ class About:
         kept = [
             mask_url(override)  # studies of earlier versions may contain secrets
             for override in overrides
-            if (key := override.partition("=")[0]) not in changed and not is_under(key, OWN_KEYS)
+            if override.partition("=")[0] not in changed
         ]
         flag = ["-m"] if multirun else []
         return shlex.join([*self.program, *flag, *kept, *more])

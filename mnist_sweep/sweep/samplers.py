@@ -27,11 +27,12 @@ from mnist_sweep.sweep import optuna_internals
 from mnist_sweep.sweep.optuna_internals import placed_trial
 from mnist_sweep.sweep.places import Places
 
-SAMPLER, PRUNER = "sweep.sampler", "sweep.pruner"
-KINDS = {SAMPLER: BaseSampler, PRUNER: BasePruner}
+SAMPLER, PRUNER = "sampler", "pruner"  # keys of the settings
+KINDS: dict[str, type] = {SAMPLER: BaseSampler, PRUNER: BasePruner}
 # Samplers that unpickle what they find in the study. Of optuna 5.0.0's samplers and pruners it is only
 # CMA-ES, which keeps its optimizer in the attributes of trials. The others keep numbers and names.
 PICKLING = (CmaEsSampler,)
+GRID = "optuna.samplers.GridSampler"  # what the grid of `Space.grid` is asked for with
 
 
 class PlacedSampler(BaseSampler):
@@ -128,78 +129,89 @@ def check_trust(settings: DictConfig) -> None:
     for target in targets(settings.sampler):
         if isinstance(target, type) and issubclass(target, PICKLING):
             raise UserError(
-                f"sweep.storage={mask_url(settings.storage)}: {target.__name__} keeps pickles "
-                "in the database, and a pickle can run any code in every worker; set sweep.trust=true "
-                "if only people you trust can write to it, or remove sweep.storage"
+                f"{settings.key}.storage={mask_url(settings.storage)}: {target.__name__} keeps pickles "
+                f"in the database, and a pickle can run any code in every worker; set {settings.key}."
+                f"trust=true if only people you trust can write to it, or remove {settings.key}.storage"
             )
+
+
+def is_grid(settings: DictConfig) -> bool:
+    """Whether the sampler asks for a grid."""
+    return settings.sampler is not None and settings.sampler.get("_target_") == GRID
 
 
 def sampler_class(settings: DictConfig) -> type:
     """Return the class of `settings.sampler`."""
-    target = TPESampler if settings.sampler is None else _bind(SAMPLER, settings.sampler).func
+    target = TPESampler if settings.sampler is None else _bind(SAMPLER, settings).func
     return target if isinstance(target, type) else BaseSampler
 
 
 def make_sampler(settings: DictConfig) -> BaseSampler:
     """Make the sampler of `settings.sampler`. Raises UserError if it cannot be built."""
-    if settings.sampler is None:
+    if settings.sampler is None or is_grid(settings):
         return PlacedSampler(lambda seed: TPESampler(seed=seed), settings.seed)
-    bound = _bind(SAMPLER, settings.sampler)
+    bound = _bind(SAMPLER, settings)
+    own_seed = settings.sampler.get("seed")  # as the stock Optuna sweeper has it
+    study_seed = settings.seed if own_seed is None else own_seed
     takes_seed = "seed" in inspect.signature(bound.func).parameters
 
     def arguments(seed: int) -> dict[str, Any]:
         if bound.func is QMCSampler:  # all trials take their points from one sequence
             independent = RandomSampler(seed=seed)
-            return {"independent_sampler": independent, **bound.keywords, "seed": settings.seed}
+            return {"independent_sampler": independent, **bound.keywords, "seed": study_seed}
         return {"seed": seed} if takes_seed else {}
 
     def make(seed: int) -> BaseSampler:
-        with argument_errors(SAMPLER, settings.sampler):
+        with argument_errors(SAMPLER, settings):
             sampler = bound(**arguments(seed))
         if not isinstance(sampler, BaseSampler):
-            raise _wrong_kind(SAMPLER, settings.sampler)
+            raise _wrong_kind(SAMPLER, settings)
         return sampler
 
-    return PlacedSampler(make, settings.seed)
+    return PlacedSampler(make, study_seed)
 
 
 def make_pruner(settings: DictConfig) -> BasePruner:
     """Make the pruner of `settings.pruner`. Raises UserError if it cannot be built."""
     if settings.pruner is None:
         return NopPruner()
-    bound = _bind(PRUNER, settings.pruner)
+    bound = _bind(PRUNER, settings)
 
     def make() -> BasePruner:
-        with argument_errors(PRUNER, settings.pruner):
+        with argument_errors(PRUNER, settings):
             pruner = bound()
         if not isinstance(pruner, BasePruner):
-            raise _wrong_kind(PRUNER, settings.pruner)
+            raise _wrong_kind(PRUNER, settings)
         return pruner
 
     return PlacedPruner(make, settings.seed)
 
 
 @contextmanager
-def argument_errors(key: str, node: DictConfig | None) -> Iterator[None]:
+def argument_errors(which: str, settings: DictConfig) -> Iterator[None]:
     """Word what Optuna raises if a sampler or a pruner cannot work with its arguments."""
     try:
         yield
     except (TypeError, ValueError, ArithmeticError, AssertionError, NotImplementedError) as error:
+        node = settings[which]
         given = OmegaConf.to_container(node) if node is not None else {}
         assert isinstance(given, dict)
         arguments = ", ".join(f"{k!s}={v}" for k, v in given.items() if k != "_target_")
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{key}: {given.get('_target_')}({arguments}): {reason}") from error
+        call = f"{given.get('_target_')}({arguments})"
+        raise UserError(f"{settings.key}.{which}: {call}: {reason}") from error
 
 
-def _bind(key: str, node: DictConfig) -> "partial[Any]":
-    if node.get("_target_"):
+def _bind(which: str, settings: DictConfig) -> "partial[Any]":
+    node = settings[which]
+    if OmegaConf.is_dict(node) and node.get("_target_"):
         bound = bind(node)
-        if not isinstance(bound.func, type) or issubclass(bound.func, KINDS[key]):
+        if not isinstance(bound.func, type) or issubclass(bound.func, KINDS[which]):
             return bound
-    raise _wrong_kind(key, node)
+    raise _wrong_kind(which, settings)
 
 
-def _wrong_kind(key: str, node: DictConfig) -> UserError:
-    expected = "optuna.samplers" if key == SAMPLER else "optuna.pruners"
-    return UserError(f"{key}._target_={node.get('_target_')}: expected a class of {expected}")
+def _wrong_kind(which: str, settings: DictConfig) -> UserError:
+    node = settings[which]
+    written = f"._target_={node.get('_target_')}" if OmegaConf.is_dict(node) else f"={node}"
+    return UserError(f"{settings.key}.{which}{written}: expected a class of optuna.{which}s")

@@ -3,7 +3,8 @@
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,12 +27,9 @@ from optuna.distributions import (
 from mnist_sweep.common.configs import is_under
 from mnist_sweep.common.errors import UserError, did_you_mean
 from mnist_sweep.common.secrets import refuse_secret
-from mnist_sweep.sweep.config import OWN_KEYS
 from mnist_sweep.sweep.optuna_internals import suggest
-from mnist_sweep.sweep.overrides import choices, from_text
+from mnist_sweep.sweep.overrides import choices, from_text, to_text
 
-# What the trials of a sweep share, besides OWN_KEYS.
-SWEEP_WIDE = ("hydra", "store", "objective", "direction")
 MAX_POINTS = 100_000  # of a grid
 FORMS = "choice(a, b), range(a, b) or interval(a, b)"
 
@@ -46,6 +44,8 @@ class Space:
     when: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
     # parameters given as interval(...), which make the space more than a grid
     intervals: frozenset[str] = frozenset()
+    # dotted name of a function of the application, (config, trial) -> None, that suggests more
+    extender: str | None = None
 
     def suggest(self, trial: Trial, config: DictConfig) -> dict[str, Any]:
         """Draw the parameters of `trial`, conditional ones after the parameters they depend on."""
@@ -53,6 +53,10 @@ class Space:
         for name in sorted(self.distributions, key=lambda name: name in self.when):
             if self._exists(name, drawn, config):
                 drawn[name] = suggest(trial, name, self.distributions[name])
+        if self.extender is not None:
+            pkgutil.resolve_name(self.extender)(config, trial)
+            more = {name: v for name, v in trial.params.items() if name not in drawn}
+            drawn |= {n: to_text(v) if isinstance(v, str) else v for n, v in more.items()}
         return drawn
 
     def _exists(self, name: str, drawn: Mapping[str, Any], config: DictConfig) -> bool:
@@ -96,9 +100,9 @@ class Space:
             points.setdefault(json.dumps(kept, sort_keys=True), kept)
         return points
 
-    def fingerprint(self, may_change: Iterable[str]) -> dict[str, Any]:
+    def fingerprint(self, settings: DictConfig) -> dict[str, Any]:
         """What must stay the same for all trials of one study."""
-        free = (*OWN_KEYS, *may_change)
+        free = (*settings.own_keys, *settings.may_change)
         fixed = (override.partition("=")[::2] for override in self.fixed)
         return {
             **{name: distribution_to_json(d) for name, d in self.distributions.items()},
@@ -114,7 +118,7 @@ def parse(settings: DictConfig, arguments: list[str]) -> Space:
         UserError: an entry does not follow Hydra's override grammar, or `when` names no parameter.
     """
     parser = OverridesParser.create()
-    declared = [f"{name}={value}" for name, value in settings.space.items()]
+    declared = [f"{name}={value}" for name, value in (settings.space or {}).items()]
     distributions: dict[str, BaseDistribution] = {}
     fixed: list[str] = []
     intervals, known = set(), set()
@@ -125,7 +129,7 @@ def parse(settings: DictConfig, arguments: list[str]) -> Space:
         distributions.pop(name, None)
         intervals.discard(name)
         if override.is_sweep_override():
-            _check_may_vary(override)
+            _check_may_vary(override, settings)
             _check_length(override)
             distributions[name] = _distribution(override)
             if override.is_interval_sweep():
@@ -133,12 +137,13 @@ def parse(settings: DictConfig, arguments: list[str]) -> Space:
         elif not name.startswith(("hydra.", "hydra/")):
             fixed.append(override.input_line)
     if malformed := [name for name, each in settings.when.items() if not OmegaConf.is_dict(each)]:
+        name = malformed[0]
         raise UserError(
-            f"sweep.when.{malformed[0]}={settings.when[malformed[0]]}: expected {{parameter: values}}"
+            f"{settings.key}.when.{name}={settings.when[name]}: expected {{parameter: values}}"
         )
     if unknown := [name for name in settings.when if name not in known]:
         hint = did_you_mean(unknown[0], list(known))
-        raise UserError(f"sweep.when.{unknown[0]}: not a parameter of the space{hint}")
+        raise UserError(f"{settings.key}.when.{unknown[0]}: not a parameter of the space{hint}")
     when = {
         name: {
             key: [str(v) for v in (allowed if OmegaConf.is_list(allowed) else [allowed])]
@@ -147,7 +152,13 @@ def parse(settings: DictConfig, arguments: list[str]) -> Space:
         for name, condition in settings.when.items()
         if name in distributions
     }
-    return Space(distributions, fixed, when, frozenset(intervals))
+    extender = settings.custom_search_space
+    try:
+        if extender is not None and not callable(pkgutil.resolve_name(extender)):
+            raise ValueError("not a function")
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{settings.key}.custom_search_space={extender}: {error}") from error
+    return Space(distributions, fixed, when, frozenset(intervals), extender)
 
 
 def _n_choices(distribution: Any) -> int:
@@ -157,10 +168,10 @@ def _n_choices(distribution: Any) -> int:
     return int((distribution.high - distribution.low) / step) + 1
 
 
-def _check_may_vary(override: Override) -> None:
+def _check_may_vary(override: Override, settings: DictConfig) -> None:
     """Raise UserError for what describes the sweep as a whole."""
     key = override.get_key_element().lstrip("+~").partition("@")[0].replace("/", ".")
-    if is_under(key, (*OWN_KEYS, *SWEEP_WIDE)):
+    if is_under(key, (*settings.own_keys, "hydra")):
         raise UserError(
             f"{override.input_line}: {key} cannot vary within a sweep; expected one value"
         )
@@ -169,9 +180,15 @@ def _check_may_vary(override: Override) -> None:
 def _check_length(override: Override) -> None:
     """Raise UserError for a range that would become a list of choices which fits into no memory."""
     value = override.value()
-    if not isinstance(value, RangeSweep) or not (value.shuffle or value.transformers):
+    if not isinstance(value, RangeSweep):
         return
-    start, stop, step = (float(x) for x in (value.start or 0, value.stop or 0, value.step))
+    ends = (value.start or 0, value.stop or 0, value.step)
+    is_float = any(
+        isinstance(x, float) for x in ends
+    )  # floats may lie too close for Optuna's steps
+    if not (value.shuffle or value.transformers or is_float):
+        return
+    start, stop, step = map(float, ends)
     if step and not abs((stop - start) / step) <= MAX_POINTS:
         raise UserError(f"{override.input_line}: expected a range of at most {MAX_POINTS:,} values")
 

@@ -12,6 +12,7 @@ class Trial:
     Attributes:
         number: the trial's number in its sweep; None outside of a sweep.
         sweep: name of the sweep; None outside of a sweep.
+        directory: where the trial writes its files; None outside of a sweep.
         resume_from: directory of an interrupted attempt that left a checkpoint; None: start anew.
         params: what varies in the sweep, with this trial's values; empty outside of a sweep.
         tags: what the sweep's callbacks want on the record of every trial.
@@ -19,6 +20,7 @@ class Trial:
 
     number: int | None = None
     sweep: str | None = None
+    directory: Path | None = None
     resume_from: Path | None = None
     params: Mapping[str, Any] = {}
     tags: Mapping[str, str] = {}
@@ -27,15 +29,19 @@ class Trial:
         """Report the metrics of a finished step (an epoch, from 1 on).
 
         Args:
+            metrics: with several of them, the setting `objective` names the one to optimise.
             final: no step follows, so there is nothing left to prune.
 
         Returns:
             True if the trial is pruned and should stop here.
+
+        Raises:
+            UserError: the objective is not among the metrics.
         """
         return False
 
     def finish(self, summary: Mapping[str, float]) -> None:
-        """Report the final figures of the run."""
+        """Report the final figures of the run, which the leaderboard can show."""
 
 
 CURRENT: ContextVar[Trial] = ContextVar("trial", default=Trial())

@@ -40,20 +40,24 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Result:
-    """How a trial ended: one of values, error, pruned and interrupted is set."""
+    """How a trial ended. Without an error, and neither pruned nor interrupted, it is complete."""
 
-    values: list[float] | None = None  # one for each objective
+    values: list[float] | None = None  # one for each objective; None: the task has none
     error: str | None = None
     pruned: bool = False
-    interrupted: bool = False
+    interrupted: bool = False  # by a signal, or because the task ended the process
+    by_signal: bool = False
     summary: Mapping[str, float] = field(default_factory=dict)
 
 
-class Coordinator(Protocol):
-    """What a worker can ask. See `mnist_sweep.sweep.coordinator`."""
+class CoordinatorClient(Protocol):
+    """A worker's way to its coordinator: `Channel` in one process, `PipeClient` across a pipe."""
 
     def next(self) -> Assignment | None:
         """Wait for the next trial; None at the end of the sweep."""
+
+    def set_directory(self, directory: str) -> None:
+        """Tell that the trial writes to a directory that is not named by its number."""
 
     def report(self, step: int, value: float, *, final: bool) -> bool:
         """Report the objective after a step; True: the trial should stop."""
@@ -70,6 +74,9 @@ class Job:
 
     Args:
         loader: of the sweep's own copy of the configuration.
+        settings: of the sweep.
+        metrics: a name for each objective.
+        tags: for the record of every trial.
     """
 
     def __init__(
@@ -79,12 +86,14 @@ class Job:
         loader: ConfigLoader,
         config: DictConfig,
         *,
+        settings: DictConfig,
         directory: Path,
         metrics: list[str],
         tags: Mapping[str, str],
     ) -> None:
         self.task_function, self.hydra_context, self.config = task_function, hydra_context, config
         self.composer = Composer(loader, config)
+        self.settings = settings
         self.directory, self.metrics, self.tags = directory, metrics, tags
 
     def __getstate__(self) -> dict[str, Any]:
@@ -100,10 +109,21 @@ class Job:
             state["task_function"] = inspect.unwrap(getattr(importlib.import_module(module), name))
         self.__dict__.update(state)
 
+    def values(self, metrics: Mapping[str, Any]) -> list[float]:
+        """Pick the objectives out of metrics. Raises UserError if one is missing."""
+        if self.settings.objective is None and not self.settings.objectives and len(metrics) == 1:
+            return [float(value) for value in metrics.values()]
+        if missing := [name for name in self.metrics if name not in metrics]:
+            raise UserError(
+                f"no objective {missing[0]}; there are {', '.join(metrics)}; set "
+                f"{self.settings.key}.objective"
+            )
+        return [float(metrics[name]) for name in self.metrics]
+
     def compose(self, assignment: Assignment) -> DictConfig:
         config = self.composer.compose(assignment.overrides)
         with open_dict(config):
-            config.hydra.job.id = f"{self.config.sweep.name}-{assignment.number}"
+            config.hydra.job.id = f"{self.settings.name}-{assignment.number}"
             config.hydra.job.num = assignment.number
             config.hydra.sweep.dir = str(self.directory)
         return config
@@ -112,19 +132,22 @@ class Job:
 class WorkerTrial(Trial):
     """The handle of a trial that a worker runs."""
 
-    def __init__(self, assignment: Assignment, job: Job, coordinator: Coordinator) -> None:
-        self.number, self.sweep, self.tags = assignment.number, job.config.sweep.name, job.tags
+    def __init__(self, assignment: Assignment, job: Job, coordinator: CoordinatorClient) -> None:
+        self.number, self.sweep, self.tags = assignment.number, job.settings.name, job.tags
         self.params = assignment.params
-        checkpoint, directory = job.config.sweep.checkpoint, assignment.resume_from
+        self.directory = job.directory / str(assignment.number)
+        checkpoint, directory = job.settings.checkpoint, assignment.resume_from
         if directory and checkpoint and (Path(directory) / checkpoint).exists():
             self.resume_from = Path(directory)
         self.pruned = False
         self.summary: Mapping[str, float] = {}
-        self._coordinator, self._metrics = coordinator, job.metrics
+        self.last: Mapping[str, float] = {}  # what was reported last
+        self._coordinator, self._job = coordinator, job
 
     def report(self, step: int, metrics: Mapping[str, float], *, final: bool = False) -> bool:
-        if len(self._metrics) == 1:  # Optuna cannot prune with several objectives
-            value = float(metrics[self._metrics[0]])
+        self.last = metrics
+        if len(self._job.metrics) == 1:  # Optuna cannot prune with several objectives
+            value = self._job.values(metrics)[0]
             self.pruned = self._coordinator.report(step, value, final=final)
         return self.pruned
 
@@ -132,7 +155,7 @@ class WorkerTrial(Trial):
         self.summary = {name: float(value) for name, value in summary.items()}
 
 
-def run_trials(job: Job, coordinator: Coordinator) -> int:
+def run_trials(job: Job, coordinator: CoordinatorClient) -> int:
     """Run trials until the coordinator has no more; return how many.
 
     Raises:
@@ -142,21 +165,28 @@ def run_trials(job: Job, coordinator: Coordinator) -> int:
     while (assignment := coordinator.next()) is not None:
         handle = WorkerTrial(assignment, job, coordinator)
         try:
-            goes_on = coordinator.tell(_run(job, assignment, handle))
-        except (KeyboardInterrupt, SystemExit):
+            goes_on = coordinator.tell(_run(job, assignment, handle, coordinator))
+        except (KeyboardInterrupt, SystemExit) as error:
+            by_signal = isinstance(error, KeyboardInterrupt | signals.Terminated)
             with signals.ignored():
-                goes_on = coordinator.tell(Result(interrupted=True))
+                goes_on = coordinator.tell(Result(interrupted=True, by_signal=by_signal))
             if not goes_on:
                 raise
         n_run += 1
     return n_run
 
 
-def _run(job: Job, assignment: Assignment, handle: WorkerTrial) -> Result:
+def _run(
+    job: Job, assignment: Assignment, handle: WorkerTrial, coordinator: CoordinatorClient
+) -> Result:
     try:
         config = job.compose(assignment)
     except Exception as error:  # this point makes no configuration
         return _failure(handle, f"{type(error).__name__}: {error}")
+    directory = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
+    if directory != handle.directory:
+        handle.directory = directory
+        coordinator.set_directory(str(directory))
     ret = _run_job(job, config, handle)
     if (raised := job_error(ret)) is not None:
         return _failure(handle, f"{type(raised).__name__}: {raised}")
@@ -198,21 +228,31 @@ def _run_job(job: Job, config: DictConfig, handle: WorkerTrial) -> JobReturn:
             )
 
 
-def _values(job: Job, handle: WorkerTrial, returned: Any) -> list[float]:
-    """The objectives: several from the run's summary if it has one, else the returned values.
+def _values(job: Job, handle: WorkerTrial, returned: Any) -> list[float] | None:
+    """The objectives: what the task returned or, if it returned nothing, what it reported last.
+
+    Of several objectives, those in the run's summary come first.
+
+    Returns:
+        None if there are none.
 
     Raises:
         UserError: an objective is missing or not finite.
     """
+    if len(job.metrics) > 1 and handle.summary:
+        returned = handle.summary
+    elif returned is None:
+        returned = handle.last or None
+    if returned is None:
+        return None
     try:
-        if job.config.sweep.objectives and handle.summary:
-            values = [handle.summary[name] for name in job.metrics]
+        if isinstance(returned, Mapping):
+            values = job.values(returned)
         else:
             many = returned if isinstance(returned, list | tuple) else [returned]
-            values = [math.nan if value is None else float(value) for value in many]
-    except (KeyError, TypeError, ValueError) as error:
-        known = ", ".join(handle.summary) or "the task's return value"
-        raise UserError(f"no objective {error}; there are {known}") from error
+            values = [float(value) for value in many]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the task returned {returned!r}: expected numbers") from error
     if len(values) != len(job.metrics):
         raise UserError(f"the task returned {values}, expected {', '.join(job.metrics)}")
     if not all(math.isfinite(value) for value in values):

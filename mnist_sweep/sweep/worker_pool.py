@@ -173,7 +173,13 @@ class _Slot(threading.Thread):
                 os.kill(process.pid, signal.SIGINT)  # type: ignore[arg-type]
 
         worker = processes.process_identity(process.pid)
-        return Channel(self.thread, worker, interrupt=interrupt, end=process.kill)
+        return Channel(
+            self.thread,
+            worker,
+            is_alive=process.is_alive,
+            interrupt=interrupt,
+            end=process.kill,
+        )
 
     def _serve(self, process: BaseProcess, connection: Connection, channel: Channel) -> None:
         """Answer the worker until its process ends."""

@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 END_S = 5  # for a worker to save its trial after SIGTERM, or after its driver has died
 
 
-class RemoteCoordinator:
-    """The coordinator at the other end of a pipe. A signal waits until the answer has arrived.
+class PipeClient:
+    """Asks the coordinator at the other end of a pipe. A signal waits until the answer has arrived.
 
     Its methods raise SystemExit if the driver has died, so that the task saves what it has.
     """
@@ -37,6 +37,9 @@ class RemoteCoordinator:
     def next(self) -> Assignment | None:
         answer: Assignment | None = self._ask("next")
         return answer
+
+    def set_directory(self, directory: str) -> None:
+        self._ask("set_directory", directory)
 
     def report(self, step: int, value: float, *, final: bool) -> bool:
         return bool(self._ask("report", step, value, final=final))
@@ -71,7 +74,8 @@ def main(
         environment: variables to set.
         log_path: file that receives stdout and stderr.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the server ignores it
+    for signum in signals.TERMINATING:  # the server ignores them
+        signal.signal(signum, signal.SIG_DFL)
     with open(log_path, "a", buffering=1) as output:
         os.dup2(output.fileno(), sys.stdout.fileno())
         os.dup2(output.fileno(), sys.stderr.fileno())
@@ -89,7 +93,7 @@ def main(
     log.info("worker %d: %s", os.getpid(), " ".join(f"{k}={v}" for k, v in environment.items()))
     signal.signal(signal.SIGINT, signals.obey)  # a shell's & leaves it ignored
     with signals.obeyed():
-        run_trials(job, RemoteCoordinator(connection))
+        run_trials(job, PipeClient(connection))
 
 
 def _end_with_driver(lifeline: Connection) -> None:

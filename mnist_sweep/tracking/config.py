@@ -15,6 +15,9 @@ class TrackingConfig:
     uri: Annotated[str | None, NOT_EMPTY] = None
     experiment: Annotated[str, NOT_EMPTY] = "mnist_sweep"
     run_name: Annotated[str | None, NOT_EMPTY] = None
+    # while the server is away: record on disk and send it later, wait, or fail;
+    # null: buffer, except that a command whose server is away from the start is refused
+    on_outage: Literal["buffer", "wait", "fail"] | None = None
     log_model: bool = True
     # name under which a sweep registers its best model; null: none
     register: Annotated[str | None, NOT_EMPTY] = "mnist-sweep"

@@ -21,8 +21,7 @@ def make_tracker(
 ) -> Tracker:
     """Return the tracker that `cfg.tracking` asks for. It creates nothing before `Tracker.run`.
 
-    The store of a single run has to answer now. The sweep has checked the store of its trials, which may
-    be away for a while.
+    The store of a single run is checked; see `check_at_start`. A sweep has checked that of its trials.
 
     Args:
         cfg: the whole configuration.
@@ -33,14 +32,16 @@ def make_tracker(
         trial: the trial that the run belongs to.
 
     Raises:
-        UserError: the store of a single run cannot be opened or created.
+        UserError: the store of a single run cannot be opened or created, or is away.
     """
     if not cfg.tracking.enabled:
         return Tracker()
-    from mnist_sweep.tracking.run import MlflowTracker, check_store, store_uri  # imports mlflow
+    from mnist_sweep.tracking.recorder import MlflowTracker  # imports mlflow
 
     if trial.number is None:
-        check_store(store_uri(cfg.tracking.uri, cfg.store))
+        from mnist_sweep.tracking.run import check_at_start, store_uri
+
+        check_at_start(store_uri(cfg.tracking.uri, cfg.store), cfg.tracking.on_outage)
     tags = {"overrides": " ".join(overrides), "directory": str(directory)}
     if "model" in choices:
         tags["model"] = choices["model"]
@@ -49,4 +50,10 @@ def make_tracker(
     # what varies is a parameter even if `cfg` has no such key, as with the group `experiment`
     varied = {key.lstrip("+"): str(value) for key, value in trial.params.items()}
     params = {**varied, **flatten(cfg), **choices}
-    return MlflowTracker(cfg, run_name=cfg.tracking.run_name or name, tags=tags, params=params)
+    return MlflowTracker(
+        cfg,
+        run_name=cfg.tracking.run_name or name,
+        tags=tags,
+        params=params,
+        directory=directory,
+    )

@@ -9,25 +9,33 @@ from pathlib import Path
 PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "mlflow", "optuna", "numpy")
 
 
-def code_tags() -> dict[str, str]:
-    """Return the tags `git.commit`, `git.dirty` and `version.<package>`."""
-    commit, diff = git_state()
+def code_tags(state: tuple[str, str] | None = None) -> dict[str, str]:
+    """Return the tags `git.commit`, `git.dirty` and `version.<package>`.
+
+    Args:
+        state: a result of `git_state`; None: that of this package.
+    """
+    commit, diff = state or git_state()
     versions = {f"version.{name}": number for name, number in package_versions().items()}
     return {"git.commit": commit, "git.dirty": str(bool(diff)).lower(), **versions}
 
 
 @cache
-def git_state() -> tuple[str, str]:
-    """Return (commit, uncommitted diff) of this package's checkout; ("none", "") without one.
+def git_state(file: Path | None = None) -> tuple[str, str]:
+    """Return (commit, uncommitted diff) of the checkout that tracks a file; ("none", "") without one.
 
     An environment inside the checkout of another project does not record that project. The diff ends
     with the names of new files that git does not track. It is read once a process, because code that
     is already imported does not follow later changes of its file.
-    """
 
-    here = Path(__file__).parent
-    project = here.parent
-    folders = [str(path) for path in (project, project.parent / "conf") if path.is_dir()]
+    Args:
+        file: code of an application, whose whole checkout and new Python files belong to its state;
+            None: this package, to which its own folders belong.
+    """
+    tracked = (file or Path(__file__)).resolve()
+    here, project = tracked.parent, Path(__file__).parent.parent
+    own = [str(path) for path in (project, project.parent / "conf") if path.is_dir()]
+    changed, added = ([":/"], [":/*.py"]) if file else (own, own)
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(here), *arguments]
@@ -35,11 +43,11 @@ def git_state() -> tuple[str, str]:
         return done.stdout.decode(errors="replace")  # a changed file may be in any encoding
 
     try:
-        # this fails if git does not track the package
-        git("ls-files", "--error-unmatch", "--", __file__)
-        new = git("ls-files", "--others", "--exclude-standard", "--full-name", "--", *folders)
+        # this fails if git does not track the file
+        git("ls-files", "--error-unmatch", "--", str(tracked))
+        new = git("ls-files", "--others", "--exclude-standard", "--full-name", "--", *added)
         new_files = "".join(f"new file: {name}\n" for name in new.splitlines())
-        return git("rev-parse", "HEAD").strip(), git("diff", "HEAD", "--", *folders) + new_files
+        return git("rev-parse", "HEAD").strip(), git("diff", "HEAD", "--", *changed) + new_files
     except (OSError, subprocess.CalledProcessError):
         return "none", ""
 

@@ -6,37 +6,45 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run as Run
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model as Model
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from omegaconf import DictConfig
+from requests import Response
 from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
-from torch import nn
 
 from mnist_sweep.common.configs import read_config
 from mnist_sweep.common.errors import UserError, one_line
 from mnist_sweep.common.secrets import mask_in, mask_url
 from mnist_sweep.tracking.retry import retried
 
+if TYPE_CHECKING:
+    from torch import nn
+
 History = dict[str, list[tuple[int, float]]]  # metric -> (epoch, value)
 
-PROBE_TIMEOUT_S = 5
+PROBE_TIMEOUT_S = min(5, MLFLOW_HTTP_REQUEST_TIMEOUT.get())  # type: ignore[no-untyped-call]
 FINISHED = "attributes.status = 'FINISHED'"
 TRAINED = f"{FINISHED} AND metrics.`test/loss` > -1"  # neither pruned nor the run of a tool
 IS_TRIAL = "tags.trial != ''"
 TRAIN_ONE = "python -m mnist_sweep trains one"
 
 
-def connect(uri: str) -> MlflowClient:
+def connect(uri: str, key: str = "tracking.uri") -> MlflowClient:
     """Open a store to read from.
+
+    Args:
+        key: the setting that names the store, for errors.
 
     Raises:
         UserError: the SQLite file is missing (MLflow would create it), the server does not answer,
@@ -45,47 +53,64 @@ def connect(uri: str) -> MlflowClient:
     path = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not path.exists():
         raise UserError(f"{path} does not exist: no run was recorded; {TRAIN_ONE}")
-    check_server(uri)
+    check_server(uri, key)
     with store_errors(uri):
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)  # the client connects at the first call
     return client
 
 
-def check_server(uri: str) -> None:
+def check_server(uri: str, key: str = "tracking.uri") -> None:
     """Raise UserError if `uri` names a server that does not answer. MLflow would try for minutes."""
     if uri.startswith(("postgresql", "mysql", "mssql")):
-        _check_database(uri)
+        _check_database(uri, key)
     if not uri.startswith(("http://", "https://")):
         return
-    # with the user's credentials, because a proxy in front of the server may want them
-    credentials = get_default_host_creds(uri)  # type: ignore[no-untyped-call]
-    limits = {"max_retries": 0, "timeout": PROBE_TIMEOUT_S}
     try:
-        answer = http_request(credentials, "/health", "GET", **limits)  # type: ignore[no-untyped-call]
+        answer = _probe(uri)
     except MlflowException as error:
         raise UserError(
-            f"no MLflow server answers at tracking.uri={uri} within {PROBE_TIMEOUT_S} s; start it, remove "
-            "tracking.uri to record under store, or use tracking=none"
+            f"no MLflow server answers at {key}={uri} within {PROBE_TIMEOUT_S} s; start it, or remove "
+            f"{key} to record under store"
         ) from error
     if answer.status_code in (401, 403):
         raise UserError(
-            f"tracking.uri={uri} refuses these credentials ({answer.status_code} {answer.reason}); set "
+            f"{key}={uri} refuses these credentials ({answer.status_code} {answer.reason}); set "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         )
     if not answer.ok:
         raise UserError(
-            f"tracking.uri={uri} answers {answer.status_code} {answer.reason}: expected an MLflow server"
+            f"{key}={uri} answers {answer.status_code} {answer.reason}: expected an MLflow server"
         )
 
 
-def _check_database(uri: str) -> None:
+def answers(uri: str) -> bool:
+    """Whether the server at `uri` answers. Of another store only a call can tell: True."""
+    if not uri.startswith(("http://", "https://")):
+        return True
+    try:
+        _probe(uri)
+    except MlflowException:
+        return False
+    return True
+
+
+def _probe(uri: str) -> Response:
+    """Ask a server how it is. Raises MlflowException if it does not answer in time, or with 429 or 5xx."""
+    # with the user's credentials, because a proxy in front of the server may want them
+    credentials = get_default_host_creds(uri)  # type: ignore[no-untyped-call]
+    limits = {"max_retries": 0, "timeout": PROBE_TIMEOUT_S}
+    answer: Response = http_request(credentials, "/health", "GET", **limits)  # type: ignore[no-untyped-call]
+    return answer
+
+
+def _check_database(uri: str, key: str) -> None:
     try:
         with create_engine(uri).connect():
             pass
     except (SQLAlchemyError, ImportError) as error:
         reason = mask_in(str(error).partition("\n")[0], uri)
-        raise UserError(f"tracking.uri={mask_url(uri)} cannot be opened: {reason}") from error
+        raise UserError(f"{key}={mask_url(uri)} cannot be opened: {reason}") from error
 
 
 @contextmanager
@@ -300,7 +325,7 @@ def model_folder(uri: str, model_uri: str) -> Iterator[tuple[Path, Model]]:
         yield path, description
 
 
-def load_pickle(folder: Path) -> nn.Module:
+def load_pickle(folder: Path) -> "nn.Module":
     """Load a pickled model. This can run any code that the file contains."""
     import mlflow.pytorch
 

@@ -7,16 +7,21 @@ is MLflow's own. A version that does not know it shows the plain page of the exp
 import base64
 import hashlib
 import json
+import logging
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, count, islice
 from typing import Any
 
 from mlflow import MlflowClient
 
 from mnist_sweep.tracking.queries import IS_TRIAL, Run, find_runs, tag_is
+from mnist_sweep.tracking.retry import retried
 from mnist_sweep.tracking.tracker import CONFUSION_MATRIX
+
+log = logging.getLogger(__name__)
 
 TAG = "mlflow.sharedViewState."  # and a key, which the link names
 OBJECTIVES, PARAMETERS = "objectives", "parameters"  # tags of a sweep's own run, as JSON
@@ -86,6 +91,24 @@ def save(client: MlflowClient, experiment_id: str, sweeps: Sequence[Run]) -> Non
     name = TAG + key(sweep.data.tags["sweep"] for sweep in sweeps)
     comparison = compare(client, experiment_id, sweeps)
     client.set_experiment_tag(experiment_id, name, encode(state(comparison)))
+
+
+def update(uri: str, run_id: str) -> str:
+    """Save the page that compares the trials of a sweep, given by its own run.
+
+    A store that fails costs only the page.
+
+    Returns:
+        The id of the experiment.
+    """
+    client = MlflowClient(uri)
+    summary = retried(partial(client.get_run, run_id))
+    experiment_id: str = summary.info.experiment_id
+    try:
+        retried(partial(save, client, experiment_id, [summary]))
+    except Exception as error:  # without it the link opens MLflow's plain page
+        log.warning("the comparison in MLflow's UI was not composed: %s", error)
+    return experiment_id
 
 
 def compare(client: MlflowClient, experiment_id: str, sweeps: Sequence[Run]) -> Comparison:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from mnist_sweep.common.errors import UserError, one_line
+from mnist_sweep.common.files import replace
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     torch.save(dict(state), unfinished)
-    os.replace(unfinished, path)
+    replace(unfinished, path)
 
 
 def load(path: Path) -> dict[str, Any]:

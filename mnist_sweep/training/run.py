@@ -23,6 +23,7 @@ from mnist_sweep.data.augment import build_augment
 from mnist_sweep.data.dataset import Dataset, load_dataset, to_float
 from mnist_sweep.sweep.trial import Trial
 from mnist_sweep.tracking.tracker import CONFUSION_MATRIX, Tracker
+from mnist_sweep.training import checkpoint
 from mnist_sweep.training.config import EPOCH_METRICS
 from mnist_sweep.training.device import autocast_dtype, describe, pick_device
 from mnist_sweep.training.saved_model import SavedModel
@@ -45,11 +46,9 @@ def train(cfg: DictConfig, directory: Path, tracker: Tracker, trial: Trial) -> f
     device = pick_device(cfg.device)
     torch.manual_seed(cfg.seed)
     data = load_dataset(cfg.data).to(device)
-    model = build_model(cfg.model, data)
-    trainer = build_trainer(cfg, model, data, directory)
-    if cfg.trainer.resume:
-        resume(cfg, trainer)
-        started -= trainer.state.seconds  # count the time of the interrupted attempts
+    trainer = start_trainer(cfg, data, directory, trial)
+    model = trainer.step.model
+    started -= trainer.state.seconds  # count the time of the interrupted attempts
     tags = {"data": data.name, "data.sha256": data.digest, "device": describe(device)}
     n_parameters = log_setup(model, data, tags["device"], directory)
 
@@ -167,13 +166,47 @@ def check_sizes(cfg: DictConfig, model: nn.Module, data: Dataset) -> None:
             ) from error
 
 
-def resume(cfg: DictConfig, trainer: Trainer) -> None:
-    """Restore the run in `trainer.resume`, and warn about settings that differ from that run's.
+def start_trainer(cfg: DictConfig, data: Dataset, directory: Path, trial: Trial) -> Trainer:
+    """Build a trainer that continues the earlier attempt of `trial`, or else `trainer.resume`.
+
+    An attempt whose checkpoint is broken is lost, and the trial starts over.
 
     Raises:
-        UserError: its checkpoint does not fit, or a setting that it contains has changed.
+        UserError: the run in `trainer.resume` cannot be resumed; see `resume`.
     """
-    directory = Path(cfg.trainer.resume)
+
+    def fresh() -> Trainer:
+        return build_trainer(cfg, build_model(cfg.model, data), data, directory)
+
+    trainer = fresh()
+    if trial.resume_from is not None:
+        try:
+            resume(cfg, trial.resume_from, trainer)
+        except UserError as error:
+            log.warning("WARNING: trial %s starts over: %s", trial.number, error)
+            torch.manual_seed(cfg.seed)
+            trainer = fresh()  # a part of the other may have been restored
+        else:
+            return trainer
+    if cfg.trainer.resume:
+        resume(cfg, Path(cfg.trainer.resume), trainer)
+    return trainer
+
+
+def check_resume(cfg: DictConfig) -> None:
+    """Raise UserError if `trainer.resume` cannot be resumed, as far as a look at its files can tell."""
+    if cfg.trainer.resume:
+        directory = Path(cfg.trainer.resume)
+        _changed_settings(cfg, directory)
+        checkpoint.load(directory / checkpoint.LAST)
+
+
+def _changed_settings(cfg: DictConfig, directory: Path) -> list[str]:
+    """Return the settings in which the run in `directory` differs, as "key: old -> new".
+
+    Raises:
+        UserError: `directory` is a file, or a setting that the checkpoint contains has changed.
+    """
     if directory.is_file():
         raise UserError(f"trainer.resume={directory} is a file: expected the directory of a run")
     settings = directory / ".hydra" / "config.yaml"
@@ -193,6 +226,16 @@ def resume(cfg: DictConfig, trainer: Trainer) -> None:
             f"cannot resume from {directory}: settings of the optimizer and of the schedule cannot "
             f"change: {'; '.join(refused)}"
         )
+    return changes
+
+
+def resume(cfg: DictConfig, directory: Path, trainer: Trainer) -> None:
+    """Restore the run in `directory`, and warn about settings that differ from that run's.
+
+    Raises:
+        UserError: its checkpoint does not fit, or a setting that it contains has changed.
+    """
+    changes = _changed_settings(cfg, directory)
     trainer.restore(directory)
     if changes:
         log.warning("WARNING: settings differ from those of %s: %s", directory, "; ".join(changes))

@@ -19,7 +19,7 @@ from mnist_sweep.data.dataset import Dataset, Split, batches
 from mnist_sweep.sweep.trial import Trial
 from mnist_sweep.tracking.tracker import Tracker
 from mnist_sweep.training.checkpoint import BestModel, Checkpoint, load_best
-from mnist_sweep.training.config import TrainerConfig
+from mnist_sweep.training.config import EPOCH_METRICS, TrainerConfig
 from mnist_sweep.training.progress import epoch_bar, log_epoch
 from mnist_sweep.training.schedule import Schedule
 from mnist_sweep.training.step import TrainingStep
@@ -74,8 +74,19 @@ class State:
         return asdict(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises TypeError or ValueError if a field is not what a run saves."""
         # checkpoints of 0.1 have no progress_score
-        vars(self).update(vars(State(**{"progress_score": state["best_score"], **state})))
+        loaded = State(**{"progress_score": state["best_score"], **state})
+        for name, default in vars(State()).items():
+            if type(value := getattr(loaded, name)) is not type(default):
+                kinds = type(default).__name__, type(value).__name__
+                raise TypeError(f"{name}: expected a {kinds[0]}, found a {kinds[1]}")
+        if not loaded.bad_epochs >= 0 <= loaded.best_epoch <= loaded.epoch == len(loaded.history):
+            raise ValueError(f"{loaded.epoch} epochs with the metrics of {len(loaded.history)}")
+        for metrics in loaded.history:
+            if not all(type(metrics[name]) is float for name in EPOCH_METRICS):
+                raise TypeError("the metrics of an epoch are not numbers")
+        vars(self).update(vars(loaded))
 
 
 class EpochProgress:
@@ -135,7 +146,7 @@ class EpochProgress:
         return {"order": self.order, **sums, **counts}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Raises ValueError if the epoch in `state` has other sizes than this one."""
+        """Raises ValueError if the epoch in `state` has other sizes than this one, or no order."""
         self.clear()
         if state is None:
             return
@@ -144,13 +155,18 @@ class EpochProgress:
                 "it stopped within an epoch; data.train_size, data.val_size and data.batch_size "
                 "cannot change before that epoch ends"
             )
+        step, order = state["step"], state["order"]
+        if type(step) is not int or not 0 <= step <= self.n_steps:
+            raise ValueError(f"step {step} of {self.n_steps}")
+        if not torch.equal(order.cpu().sort().values, torch.arange(self.n_images)):
+            raise ValueError("the order of the images is not a permutation")
         losses = state["losses"].to(self.device)
         # checkpoints of 0.1 have one loss a step
         self.losses = losses if losses.ndim == 2 else torch.stack([losses, losses], 1)
-        self.order = state["order"].to(self.device)
+        self.order = order.to(self.device)
         self.n_correct = state["correct"].to(self.device)
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.lr = state.get("lr", 0.0)  # checkpoints of 0.1 have none
+        self.step, self.seconds = step, float(state["seconds"])
+        self.lr = float(state.get("lr", 0.0))  # checkpoints of 0.1 have none
 
 
 class Trainer:
@@ -194,7 +210,7 @@ class Trainer:
     def fit(self, tracker: Tracker, trial: Trial) -> State:
         """Train until the last epoch, an early stop or a prune; then load the best weights.
 
-        SIGINT and SIGTERM take effect between two steps, after a checkpoint.
+        SIGINT, SIGTERM and SIGUSR2 take effect between two steps, after a checkpoint.
 
         Raises:
             DivergedError: a loss is not finite.

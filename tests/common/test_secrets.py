@@ -4,7 +4,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from mnist_sweep.common.errors import UserError
-from mnist_sweep.common.secrets import check_settings, check_url, mask_url, masked
+from mnist_sweep.common.secrets import (
+    check_settings,
+    check_url,
+    mask_override,
+    mask_url,
+    masked,
+)
 
 URLS = [
     ("postgresql://ann:secret@host:5432/db", "postgresql://ann:***@host:5432/db"),
@@ -83,3 +89,33 @@ def test_secret_in_any_setting_is_refused() -> None:
     cfg.model.a.append(URLS[0][0])
     with pytest.raises(UserError, match=r"^model.a=postgresql://ann:\*\*\*@host"):
         check_settings(cfg)
+
+
+def test_values_of_secret_keys_are_masked_whatever_they_look_like() -> None:
+    settings = {
+        "password": "hunter2",
+        "db": {"api_key": 1234, "pwd": "", "user": "me"},
+        "hf_token": "abc",
+        "pad_token": "<pad>",
+        "max_tokens": 5,
+    }
+    assert masked(settings) == {
+        "password": "***",
+        "db": {"api_key": "***", "pwd": "", "user": "me"},
+        "hf_token": "***",
+        "pad_token": "<pad>",
+        "max_tokens": 5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("db.password=hunter2", "db.password=***"),
+        ("url=postgresql://u:p@h/x", "url=postgresql://u:***@h/x"),
+        ("x=1,2", "x=1,2"),
+        ("~x", "~x"),
+    ],
+)
+def test_override_is_masked(override: str, expected: str) -> None:
+    assert mask_override(override) == expected

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from mnist_sweep.common.signals import Deferred, ignored, obeyed
+from mnist_sweep.common.signals import Deferred, Terminated, ignored, obeyed, pass_on
 
 
 def test_obeyed_signals_raise_with_the_usual_exit_codes() -> None:
@@ -44,3 +44,18 @@ def test_second_deferred_signal_is_obeyed_at_once() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         deferred._pending = None
+
+
+def test_signal_is_passed_on_to_the_handler_of_the_code_around() -> None:
+    """Under submitit that handler queues the job again."""
+    received: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda signum, _frame: received.append(signum))
+    try:
+        with pytest.raises(Terminated) as raised, obeyed():
+            signal.raise_signal(signal.SIGUSR2)
+        assert raised.value.code == 140
+        assert received == []
+        pass_on(raised.value.signum)
+        assert received == [signal.SIGUSR2]
+    finally:
+        signal.signal(signal.SIGUSR2, before)

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from subprocess import PIPE
 from urllib.request import urlopen
 
+import psutil
 import requests
 
 from tests.helpers import cli, engine
@@ -84,6 +85,32 @@ def mlflow_server(folder: Path, port: int) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(30)
+
+
+@contextmanager
+def suspended(port: int) -> Iterator[Callable[[], None]]:
+    """Suspend the MLflow server on a port: it accepts connections and answers nothing.
+
+    Yields:
+        A function that wakes it up, as the end of the block does.
+    """
+    processes = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if {"mlflow", "server", str(port)} <= set(command):
+            processes += [process, *process.children(recursive=True)]
+    assert processes, f"no server on port {port}"
+
+    def wake() -> None:
+        for process in processes:
+            process.resume()
+
+    for process in processes:
+        process.suspend()
+    try:
+        yield wake
+    finally:
+        wake()
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def test_name_that_is_no_folder_name_is_refused(name: str, script: Path) -> None
     [
         (["x=1,1"], "x=1,1: a value appears twice"),
         (["x=1,2", "sweep.n_jobs=0"], "sweep.n_jobs=0: expected a number above 0"),
-        (["x=1,2", "direction=up"], "direction=up: expected maximize or minimize"),
+        (["x=1,2", "sweep.direction=up"], "sweep.direction=up: expected maximize or minimize"),
         (["x=1,2", "+sweep.sampler={_target_: os.system}"], "cannot build os.system"),
         (["x=interval(0,1)", "sweep.n_trials=0"], "sweep.n_trials=0"),
     ],
@@ -99,7 +99,7 @@ def test_mistake_is_refused_without_a_traceback(
 
 def test_mistake_in_the_users_own_file_is_refused(script: Path) -> None:
     file = script.parent / "plain.yaml"
-    file.write_text(file.read_text() + "sweep: {grace_s: 0, retries: -1}\n")
+    file.write_text(file.read_text().replace("sweep: {", "sweep: {grace_s: 0, retries: -1, "))
     done = run_script(script, "x=1,2")
     assert done.returncode != 0
     assert "sweep.grace_s=0: expected a number above 0" in done.stderr
@@ -138,7 +138,7 @@ class Note(SweepCallback):
 
     def on_sweep_prepare(self, sweep: Sweep):
         self.write("prepare")
-        sweep.overrides.append("seed=7")
+        sweep.overrides.append("y=7")
         if self.refuse:
             raise ValueError("refused by the callback")
 
@@ -160,7 +160,7 @@ def test_callback_is_called_around_the_sweep(script: Path) -> None:
     notes = (script.parent / "notes.txt").read_text().splitlines()
     assert notes == ["prepare", "start noted", "end None"]
     overrides = script.parent / "noted" / "0" / ".hydra" / "overrides.yaml"
-    assert "seed=7" in overrides.read_text()
+    assert "y=7" in overrides.read_text()
 
 
 def test_callback_that_refuses_leaves_no_study(script: Path) -> None:

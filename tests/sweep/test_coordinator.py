@@ -1,40 +1,46 @@
 """The coordinator in one process, with a real database."""
 
 import math
+import os
+import sqlite3
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
-from sqlalchemy import event, insert
+from sqlalchemy import event, insert, text
 
 from mnist_sweep.common.processes import process_identity
 from mnist_sweep.sweep import optuna_internals, samplers
 from mnist_sweep.sweep import study as storage
-from mnist_sweep.sweep.config import SweepConfig
-from mnist_sweep.sweep.coordinator import Coordinator
+from mnist_sweep.sweep.coordinator import Channel, Coordinator, CoordinatorThread
 from mnist_sweep.sweep.plan import Plan
-from mnist_sweep.sweep.space import parse
+from mnist_sweep.sweep.space import Space, parse
 from mnist_sweep.sweep.worker import Result
+from tests.helpers.engine import states
+from tests.helpers.settings import sweep_settings
 
 HERE = process_identity()
 
 
-def make_coordinator(folder: Path, *, n_trials: int = 20_000, **settings: Any) -> Coordinator:
+def make_coordinator(
+    folder: Path, *, n_trials: int = 20_000, url: str | None = None, **settings: Any
+) -> Coordinator:
     """A coordinator of a search in three parameters, by random search unless `settings` say."""
     sampler = {"_target_": "optuna.samplers.RandomSampler"}
-    chosen = OmegaConf.structured(SweepConfig(seed=0, sampler=sampler))
-    chosen = OmegaConf.merge(chosen, {"name": "s", **settings})
+    chosen = sweep_settings(**{"sampler": sampler, "name": "s", **settings})
     space = parse(chosen, ["a=interval(0,1)", "b=interval(0,1)", "c=choice(1,2)"])
-    url = storage.storage_url(None, str(folder))
+    url = storage.storage_url(url, str(folder))
     study = storage.create_study(
         url,
         chosen.grace_s,
@@ -147,7 +153,130 @@ def test_result_of_a_trial_that_another_host_gave_up_is_dropped(tmp_path: Path) 
     assignment = coordinator.next(HERE)
     assert assignment is not None
     (trial,) = coordinator.look()
-    storage.count_death(coordinator.study, trial, coordinator.plan.settings)
+    storage.retry(coordinator.study, trial, storage.STALE, coordinator.plan.settings)
     assert coordinator.report(assignment.number, 1, 0.5, final=False), "it should stop"
     coordinator.tell(assignment.number, Result(values=[0.5]))
     assert [t.state.name for t in coordinator.look()] == ["FAIL", "WAITING"]
+
+
+ELSEWHERE = {**HERE, "host": "elsewhere"}
+
+
+def let_heartbeats_age(study: optuna.Study, seconds: int) -> None:
+    with optuna_internals.backend(study).engine.begin() as connection:
+        past = text(
+            f"UPDATE trial_heartbeats SET heartbeat = datetime('now', '-{seconds} seconds')"
+        )
+        connection.execute(past)
+
+
+def test_silent_trial_is_reaped_only_after_a_grace_period_of_listening(tmp_path: Path) -> None:
+    """While the database is away, nobody can beat."""
+    other, coordinator = (make_coordinator(tmp_path, grace_s=2) for _ in range(2))
+    other.next(ELSEWHERE)
+    let_heartbeats_age(other.study, 100)
+    coordinator.tick()
+    assert states(coordinator.look()) == {"RUNNING": 1}
+    for _ in range(3):
+        time.sleep(0.8)
+        coordinator.tick()
+    assert states(coordinator.look()) == {"stale": 1, "WAITING": 1}
+
+
+def test_silent_trial_is_not_reaped_right_after_an_outage(tmp_path: Path) -> None:
+    other, coordinator = (make_coordinator(tmp_path, grace_s=2) for _ in range(2))
+    other.next(ELSEWHERE)
+    for _ in range(3):
+        time.sleep(0.8)
+        coordinator.tick()
+        other.tick()
+    with closing(sqlite3.connect(tmp_path / "optuna.db", check_same_thread=False)) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        unlock = threading.Timer(4, database.rollback)
+        unlock.start()
+        coordinator.tick()
+        unlock.join()
+    assert states(coordinator.look()) == {"RUNNING": 1}
+    other.tick()
+    time.sleep(1)
+    coordinator.tick()
+    assert states(coordinator.look()) == {"RUNNING": 1}
+
+
+def test_trial_that_nobody_received_is_queued_again_without_a_death(tmp_path: Path) -> None:
+    thread = CoordinatorThread(make_coordinator(tmp_path))
+    thread.start()
+    answers = iter([True, False])  # the worker dies while it waits
+    channel = Channel(thread, HERE, is_alive=lambda: next(answers), interrupt=int, end=int)
+    assert channel.next() is None
+    assert thread.close(10)
+    replaced, queued = thread.coordinator.look()
+    assert replaced.user_attrs["replaced"] == "interrupted"
+    assert "deaths" not in queued.user_attrs
+
+
+def test_trial_without_a_worker_is_queued_again_without_a_death(tmp_path: Path) -> None:
+    coordinator = make_coordinator(tmp_path, grace_s=1)
+    coordinator.study.ask()
+    for _ in range(2):
+        time.sleep(0.8)
+        coordinator.tick()
+    assert states(coordinator.look()) == {"interrupted": 1, "WAITING": 1}
+    assert "deaths" not in coordinator.look()[1].user_attrs
+
+
+def test_trial_that_was_taken_for_dead_while_it_was_given_out_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database was away between the first call and the next one."""
+    coordinator, other = (make_coordinator(tmp_path) for _ in range(2))
+
+    suggest = Space.suggest
+
+    def take(space: Space, trial: optuna.Trial, config: DictConfig) -> dict[str, Any]:
+        reaped = other.look()[trial.number]
+        storage.requeue(other.study, reaped, storage.INTERRUPTED, other.plan.settings)
+        return suggest(space, trial, config)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Space, "suggest", take)
+        assert coordinator.next(HERE) is None
+    assignment = coordinator.next(HERE)
+    assert assignment is not None
+    assert states(coordinator.look()) == {"interrupted": 1, "RUNNING": 1}
+
+
+def test_trial_whose_beginning_was_not_confirmed_is_queued_again(tmp_path: Path) -> None:
+    """The database's answer was lost, and the call was repeated: it began another trial."""
+    coordinator = make_coordinator(tmp_path, n_trials=3)
+    given = coordinator.next(HERE)
+    assert given is not None
+    owner = coordinator.look()[0].user_attrs[storage.WORKER]
+    optuna_internals.begin(coordinator.study, [], {storage.WORKER: owner})
+    coordinator.tick()
+    assert states(coordinator.look()) == {"RUNNING": 1, "interrupted": 1, "WAITING": 1}
+    assert "deaths" not in coordinator.look()[2].user_attrs
+
+
+def test_progress_is_a_newer_checkpoint(tmp_path: Path) -> None:
+    """It starts the count of deaths anew, and retries are unlimited while there is some."""
+    coordinator = make_coordinator(tmp_path, retries=1, checkpoint="last")
+    for number, deaths in enumerate([1, 0, 0, 1]):
+        assert coordinator.next(HERE) is not None
+        if deaths == 0:
+            (tmp_path / str(number)).mkdir()
+            saved = tmp_path / str(number) / "last"
+            saved.touch()
+            os.utime(saved, (number, number))
+        coordinator.release(number, storage.STALE)
+        queued = coordinator.look()[-1]
+        assert queued.user_attrs["deaths"] == deaths
+        assert queued.user_attrs.get("resume") == (
+            None if number == 0 else str(tmp_path / str(min(number, 2)))
+        )
+    coordinator.next(HERE)
+    (tmp_path / "4").mkdir()
+    (tmp_path / "4" / "last").touch()
+    os.utime(tmp_path / "4" / "last", (0, 0))  # a copy of what it resumed from
+    coordinator.release(4, storage.STALE)
+    assert states(coordinator.look()) == {"stale": 4, "FAIL": 1}

@@ -179,7 +179,7 @@ def test_bad_trials_do_not_stop_the_sweep(store: Path) -> None:
     assert "trial_timeout_s=6" in errors["hang"]
     assert "MemoryError" in errors["memory"]
     assert "not finite" in errors["not_finite"]
-    assert errors["die"] == "its process died 2 times"
+    assert errors["die"] == "its process ended 2 times in a row without progress"
     assert states(trials(store, "bad"))["stale"] == 1, "retried once"
     assert "Traceback" not in out
 
@@ -189,7 +189,7 @@ def test_task_that_exits_is_retried_like_a_death(store: Path) -> None:
     assert code == 1, out
     found = trials(store, "x")
     assert states(found) == {"COMPLETE": 2, "stale": 2, "FAIL": 1}
-    assert found[-1].user_attrs["error"] == "its process died 3 times"
+    assert found[-1].user_attrs["error"] == "its process ended 3 times in a row without progress"
 
 
 def test_time_limit_at_the_end_of_a_trial_ends_no_worker(store: Path) -> None:
@@ -315,7 +315,7 @@ def test_worker_sees_one_gpu_and_its_share_of_threads(store: Path) -> None:
     events = store / "events"
     run(
         "x=1,2,3,4,5,6,7,8",
-        "device=auto",
+        "sweep.device=auto",
         "sleep_s=1",
         f"events={events}",
         "sweep.name=gpu",

@@ -4,10 +4,12 @@ import contextlib
 import os
 import signal
 import sqlite3
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from optuna.trial import TrialState
 
@@ -52,21 +54,39 @@ def test_trials_go_on_while_the_database_is_away(store: Path) -> None:
     assert "Traceback" not in out
 
 
-def test_ctrl_c_during_an_outage_ends_within_seconds(store: Path) -> None:
-    arguments = ("x=1,2,3", "sleep_s=0.2", "epochs=30", "sweep.name=away")
+@pytest.mark.parametrize("epochs", [2, 30], ids=["between trials", "in a trial"])
+def test_ctrl_c_during_an_outage_ends_within_seconds(store: Path, epochs: int) -> None:
+    arguments = ("x=1,2,3,4", "sleep_s=0.3", f"epochs={epochs}", "sweep.n_jobs=2")
+    arguments += (f"events={store}/events", "sweep.name=away")
     driver = start(*arguments, store=store)
     try:
-        wait_for(lambda: any(t.intermediate_values for t in trials(store, "away")))
+        wait_for(lambda: len(events(store)) == 2)
         with locked(store):
             time.sleep(2)
             os.killpg(driver.pid, signal.SIGINT)
-            assert driver.wait(20) == -signal.SIGINT  # what a shell shows as 130
+            assert driver.wait(10) == -signal.SIGINT  # what a shell shows as 130
             wait_for(lambda: not engine.group_alive(driver), 5)
     finally:
         end(driver)
     assert "interrupted; resume with:" in engine.output(store)
+    assert "OperationalError" not in engine.output(store)
     code, out = engine.run(*arguments, store=store)
     assert code == 0, out
+
+
+@pytest.mark.parametrize("gone", ["db", "db/optuna.db"])
+def test_database_that_is_deleted_ends_the_sweep(store: Path, gone: str) -> None:
+    (store / "db").mkdir(parents=True)
+    url = f"sweep.storage=sqlite:///{store}/db/optuna.db"
+    driver = start("x=1,2", "sleep_s=0.2", "epochs=1000", url, "sweep.name=g", store=store)
+    try:
+        wait_for((store / "outputs/g/0/.hydra").exists)
+        subprocess.run(["rm", "-r", str(store / gone)], check=True)
+        assert driver.wait(30) == 1
+    finally:
+        end(driver)
+    assert "optuna.db: the database failed: " in engine.output(store)
+    assert "Traceback" not in engine.output(store)
 
 
 def test_trial_of_a_killed_driver_runs_again_and_no_death_is_counted(store: Path) -> None:
@@ -139,6 +159,81 @@ def test_sigterm_to_the_driver_leaves_no_trial_running(store: Path) -> None:
     assert states(trials(store, "k"))["interrupted"] == 1
     assert not any("deaths" in t.user_attrs for t in trials(store, "k"))
     assert not [t for t in trials(store, "k") if t.state is TrialState.RUNNING]
+
+
+ENDS = {"SIGKILL": "stale", "SIGTERM": "interrupted", "SIGUSR2": "interrupted"}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_ends_of_a_process_never_end_a_trial_that_makes_progress(store: Path, name: str) -> None:
+    """The third attempt without progress in a row would FAIL it."""
+    arguments = ("x=1", "sleep_s=0.1", "epochs=40", "save=true", "sweep.checkpoint=epoch")
+    driver = start(*arguments, "sweep.name=k", store=store)
+    try:
+        for number in range(4):
+            saved = store / "outputs" / "k" / str(number) / "epoch"
+            wait_for(lambda saved=saved: saved.exists() and saved.read_text())
+            for worker in engine.workers(driver):
+                worker.send_signal(signal.Signals[name])
+        assert driver.wait(60) == 0
+    finally:
+        end(driver)
+    found = trials(store, "k")
+    assert states(found) == {ENDS[name]: 4, "COMPLETE": 1}
+    n_epochs = [len(t.intermediate_values) for t in found]
+    assert sum(n_epochs) in range(40, 45), "no epoch runs twice, besides those cut off"
+
+
+def test_interruptions_without_progress_end_a_trial_after_its_retries(store: Path) -> None:
+    """A first interruption is no failure, not even with sweep.retries=0."""
+    driver = start("x=1", "sleep_s=30", "sweep.retries=0", "sweep.name=k", store=store)
+    try:
+        for number in range(2):
+            wait_for(lambda number=number: len(trials(store, "k")) == number + 1)
+            wait_for(lambda: [t for t in trials(store, "k") if "directory" in t.user_attrs])
+            wait_for(lambda number=number: (store / f"outputs/k/{number}/.hydra").exists())
+            for worker in engine.workers(driver):
+                worker.send_signal(signal.SIGUSR2)
+        assert driver.wait(60) == 1
+    finally:
+        end(driver)
+    found = trials(store, "k")
+    assert states(found) == {"interrupted": 1, "FAIL": 1}
+    assert found[-1].user_attrs["error"] == "its process ended 2 times in a row without progress"
+
+
+def test_sigusr2_to_all_processes_of_a_sweep_interrupts_it(store: Path) -> None:
+    """SLURM's --signal=USR2 reaches the driver, the server of the workers, and the workers."""
+    driver = start("x=1,2", "sleep_s=0.2", "epochs=50", "sweep.name=k", store=store)
+    try:
+        wait_for(lambda: running(store))
+        os.killpg(driver.pid, signal.SIGUSR2)
+        assert driver.wait(20) == 128 + signal.SIGUSR2
+        wait_for(lambda: not engine.group_alive(driver), 5)
+    finally:
+        end(driver)
+    found = trials(store, "k")
+    assert states(found)["interrupted"] == 1
+    assert not any("deaths" in t.user_attrs for t in found)
+    assert "interrupted; resume with:" in engine.output(store)
+
+
+def test_preempted_worker_of_submitit_gives_its_job_back_to_submitit(store: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    arguments = ("x=1", "sleep_s=0.2", "epochs=40", "save=true", "sweep.checkpoint=epoch")
+    driver = start(*arguments, "hydra/launcher=submitit_local", "sweep.name=k", store=store)
+    try:
+        for number in range(3):
+            wait_for((store / f"outputs/k/{number}/epoch").exists)
+            for process in psutil.Process(driver.pid).children(recursive=True):
+                if "submitit.core._submit" in process.cmdline():
+                    process.send_signal(signal.SIGUSR2)
+        assert driver.wait(60) == 0
+    finally:
+        end(driver)
+    assert states(trials(store, "k")) == {"interrupted": 3, "COMPLETE": 1}
+    (log,) = store.glob("outputs/k/.submitit/*/*_log.out")
+    assert log.read_text().count("Requeued job") == 3
 
 
 def test_time_limit_holds_for_a_trial_that_reports_all_the_time(store: Path) -> None:

@@ -14,6 +14,7 @@ from mnist_sweep.sweep.overrides import from_text, to_text
 from mnist_sweep.sweep.space import parse
 from tests.helpers import cli
 from tests.helpers.engine import run, trials
+from tests.helpers.settings import sweep_settings
 
 # the characters that mean something to Hydra, to OmegaConf or to a shell
 texts = st.text() | st.text(alphabet="ab1 '\"\\,${}[]():=\t\n") | st.sampled_from(["true", "null"])
@@ -27,7 +28,7 @@ values = st.recursive(
 
 
 def choices(*arguments: str) -> Any:
-    space = parse(OmegaConf.create({"space": {}, "when": {}}), list(arguments))
+    space = parse(sweep_settings(), list(arguments))
     (distribution,) = space.distributions.values()
     assert isinstance(distribution, CategoricalDistribution)
     indices = [distribution.to_internal_repr(choice) for choice in distribution.choices]

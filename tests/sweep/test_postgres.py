@@ -1,24 +1,33 @@
 """Sweeps of several hosts on one PostgreSQL server."""
 
+import contextlib
+import itertools
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
 import pytest
 from mlflow import MlflowClient
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
+from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.processes import process_identity
+from mnist_sweep.sweep import study as storage
+from mnist_sweep.sweep.worker import Assignment, Result
 from tests.helpers.cli import SMALL, cli
 from tests.helpers.engine import end, output, run, start, states, wait_for
+from tests.sweep.test_coordinator import make_coordinator
 
 pytestmark = pytest.mark.postgres
 AS_POSTGRES = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
@@ -264,10 +273,13 @@ def test_driver_has_one_connection_whatever_the_number_of_workers(
 def test_server_that_is_away_for_a_while_costs_nothing(
     cluster: Server, database: str, tmp_path: Path, n_drivers: int
 ) -> None:
-    """Training goes on; reports and results wait."""
+    """Training goes on; reports and results wait. Drivers do not take one another for dead."""
     arguments = ["x=range(0,8)", "sweep.name=s", "sweep.n_jobs=2", "sleep_s=0.3", "epochs=6"]
-    arguments += [f"sweep.storage={database}", f"events={tmp_path}/events"]
-    drivers = [start(*arguments, store=tmp_path / str(i)) for i in range(n_drivers)]
+    arguments += [f"sweep.storage={database}", f"events={tmp_path}/events", "sweep.grace_s=4"]
+    drivers = [
+        start(*arguments, store=tmp_path / str(i), prefix=ELSEWHERE if i else [])
+        for i in range(n_drivers)
+    ]
     events = tmp_path / "events"
     try:
         wait_for(lambda: "[2/8]" in output(tmp_path / "0"))
@@ -283,6 +295,180 @@ def test_server_that_is_away_for_a_while_costs_nothing(
         for driver in drivers:
             end(driver)
     found = trials(database)
-    assert states(found) == {"COMPLETE": 8}
-    assert all(len(t.intermediate_values) == 6 for t in found), "no report is lost"
+    complete = [t for t in found if t.state is TrialState.COMPLETE]
+    # drivers that start at once both queue the grid, but each point runs once
+    assert states(found).keys() <= {"COMPLETE", "surplus"}
+    assert sorted(t.params["x"] for t in complete) == list(range(8))
+    assert events.read_text().count("start") == 8
+    assert all(len(t.intermediate_values) == 6 for t in complete), "no report is lost"
     assert "waiting for the database of the study" in output(tmp_path / "0")
+
+
+@pytest.fixture
+def role(server: str, database: str) -> str:
+    """URL of the database for a role of its own, which is no superuser."""
+    name = database.rpartition("/")[2]
+    execute(server, f"CREATE ROLE {name} LOGIN")
+    execute(server, f"ALTER DATABASE {name} OWNER TO {name}")
+    return database.replace("postgres@", f"{name}@")
+
+
+def cut_off(database: str) -> None:
+    """End all connections to a database."""
+    server, _, name = database.rpartition("/")
+    ids = f"SELECT pid FROM pg_stat_activity WHERE datname = '{name}'"
+    execute(server, f"SELECT pg_terminate_backend(pid) FROM ({ids}) AS sessions")
+
+
+def test_connections_that_run_out_are_waited_for_and_a_refusal_is_not(
+    server: str, database: str, role: str, tmp_path: Path
+) -> None:
+    arguments = ["x=1,2", "sweep.name=s", "sleep_s=0.2", "epochs=1000", f"sweep.storage={role}"]
+    name = database.rpartition("/")[2]
+    driver = start(*arguments, store=tmp_path)
+    try:
+        wait_for((tmp_path / "outputs/s/0/.hydra").exists)
+        execute(server, f"ALTER DATABASE {name} CONNECTION LIMIT 0")
+        cut_off(database)
+        wait_for(lambda: "too many connections" in output(tmp_path))
+        execute(server, f"ALTER DATABASE {name} CONNECTION LIMIT -1")
+        wait_for(lambda: "the database is back" in output(tmp_path))
+        execute(server, f"ALTER ROLE {name} NOLOGIN")
+        cut_off(database)
+        assert driver.wait(30) == 1
+    finally:
+        end(driver)
+    out = output(tmp_path)
+    assert "is not permitted to log in" in out
+    assert "Traceback" not in out
+    assert states(trials(database)) == {"RUNNING": 1, "WAITING": 1}
+
+
+def test_worker_of_another_launcher_waits_for_a_connection(
+    server: str, database: str, role: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage.create_study(role, 60, "s", ["maximize"])
+    name = database.rpartition("/")[2]
+    execute(server, f"ALTER DATABASE {name} CONNECTION LIMIT 0")
+    with ThreadPoolExecutor() as pool:
+        opened = pool.submit(storage.open_storage, role, 60, wait=True)
+        try:
+            wait_for(lambda: "too many connections" in caplog.text)
+            with pytest.raises(UserError, match="too many connections"):
+                storage.open_storage(role, 60)
+        finally:
+            execute(server, f"ALTER DATABASE {name} CONNECTION LIMIT -1")
+        assert opened.result(30)
+
+
+def test_database_that_is_dropped_ends_the_sweep(
+    server: str, database: str, tmp_path: Path
+) -> None:
+    arguments = ["x=1,2", "sweep.name=s", "sleep_s=0.2", "epochs=1000", f"sweep.storage={database}"]
+    driver = start(*arguments, store=tmp_path)
+    try:
+        wait_for((tmp_path / "outputs/s/0/.hydra").exists)
+        execute(server, f"DROP DATABASE {database.rpartition('/')[2]} WITH (FORCE)")
+        assert driver.wait(30) == 1
+    finally:
+        end(driver)
+    assert "does not exist" in output(tmp_path)
+    assert "Traceback" not in output(tmp_path)
+
+
+class CuttingProxy:
+    """Passes bytes to a server. It can cut a connection between a commit and its answer."""
+
+    def __init__(self, port: int) -> None:
+        self._port, self._n_commits = port, 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut_at(self, n_commits: int) -> None:
+        """Cut at this commit from now on."""
+        self._n_commits = n_commits
+
+    @property
+    def has_cut(self) -> bool:
+        return self._n_commits <= 0
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._port))
+                cut = threading.Event()
+                for pair in ((client, server), (server, client)):
+                    threading.Thread(target=self._pass, args=(*pair, cut), daemon=True).start()
+
+    def _pass(self, source: socket.socket, target: socket.socket, cut: threading.Event) -> None:
+        with contextlib.suppress(OSError), source, target:
+            while data := source.recv(65536):
+                if data.endswith(b"COMMIT\0"):  # from the client
+                    self._n_commits -= 1
+                    if self._n_commits == 0:
+                        cut.set()
+                elif cut.is_set():  # the server's answer
+                    break
+                target.sendall(data)
+            for end in (source, target):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def proxy(server: str) -> Iterator[CuttingProxy]:
+    proxy = CuttingProxy(int(server.rpartition(":")[2]))
+    yield proxy
+    proxy.close()
+
+
+def test_lost_answers_of_commits_change_nothing(
+    proxy: CuttingProxy, server: str, database: str, tmp_path: Path
+) -> None:
+    """One commit after the other is cut off while trials are given out, end, or are queued again."""
+    url = database.replace(server, f"postgresql://postgres@127.0.0.1:{proxy.port}")
+    coordinator = make_coordinator(tmp_path, url=url, n_trials=60, grace_s=1, retries=1000)
+
+    def next_assignment() -> Assignment:
+        while (assignment := coordinator.next(process_identity())) is None:
+            coordinator.tick()  # queues trials that were lost on the way again
+        return assignment
+
+    def tell(number: int) -> None:
+        coordinator.tell(number, Result(values=[1.0]))
+
+    def release(number: int) -> None:
+        coordinator.release(number, storage.STALE)
+
+    for finish in (tell, release):
+        for n_commits in itertools.count(1):
+            assignment = next_assignment()
+            proxy.cut_at(n_commits)
+            finish(assignment.number)
+            if not proxy.has_cut:
+                break
+    for n_commits in itertools.count(1):
+        proxy.cut_at(n_commits)
+        assignment = next_assignment()
+        has_cut = proxy.has_cut
+        tell(assignment.number)
+        if not has_cut:
+            break
+    assert n_commits > 5
+    while not coordinator.is_over:
+        if (assignment := coordinator.next(process_identity())) is not None:
+            tell(assignment.number)
+        coordinator.tick()
+    found = coordinator.look()
+    assert states(found)["COMPLETE"] == 60
+    for trial in found:
+        if trial.user_attrs.get("replaced") == "stale":
+            first = trial.user_attrs.get("first", trial.number)
+            attempts = [t for t in found if first in (t.number, t.user_attrs.get("first"))]
+            assert [t.state for t in attempts if "replaced" not in t.user_attrs] == [
+                TrialState.COMPLETE
+            ]

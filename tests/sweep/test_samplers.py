@@ -6,7 +6,7 @@ from typing import Any
 
 import optuna
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from optuna.distributions import FloatDistribution
 from optuna.samplers import CmaEsSampler, QMCSampler
 
@@ -14,6 +14,7 @@ from mnist_sweep.common.errors import UserError
 from mnist_sweep.sweep import samplers
 from tests.helpers.cli import cli
 from tests.helpers.hostile import Marked
+from tests.helpers.settings import sweep_settings
 
 CMAES = {"_target_": "optuna.samplers.CmaEsSampler", "n_startup_trials": 1}
 WRAPPED = {
@@ -28,8 +29,7 @@ class Mine(CmaEsSampler):
 
 
 def settings(**changes: Any) -> DictConfig:
-    defaults = {"sampler": CMAES, "storage": "sqlite:////shared/optuna.db", "trust": False}
-    return OmegaConf.create({**defaults, "seed": 0, **changes})
+    return sweep_settings(**{"sampler": CMAES, "storage": "sqlite:////shared/optuna.db", **changes})
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,20 @@ from typing import Any
 
 import optuna
 import pytest
-from omegaconf import OmegaConf
 
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.sweep import samplers
 from mnist_sweep.sweep import study as storage
 from mnist_sweep.sweep.space import Space, parse
+from tests.helpers.settings import sweep_settings
 
-MAY_CHANGE = ["tracking", "device", "store", "data.root"]
+MAY_CHANGE = sweep_settings(
+    own_keys=["sweep"], may_change=["tracking", "device", "store", "data.root"]
+)
 
 
 def space(*arguments: str, **settings: Any) -> Space:
-    return parse(OmegaConf.create({"space": {}, "when": {}, **settings}), list(arguments))
+    return parse(sweep_settings(**settings), list(arguments))
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,13 @@ def space(*arguments: str, **settings: Any) -> Space:
 def test_interval_makes_a_search_and_range_a_grid(argument: str, is_grid: bool) -> None:
     assert space("y=1,2", argument).is_grid == is_grid
     assert space(argument, "x=3,4").is_grid  # the later one counts
+
+
+@pytest.mark.parametrize("values", ["0.0,1e17,0.1", "0,1e17,0.1", "0,1,1e-9"])
+def test_range_of_too_many_numbers_is_refused(values: str) -> None:
+    """Optuna's steps cannot express the first two, which would become lists of choices."""
+    with pytest.raises(UserError, match="expected a range of at most 100,000 values"):
+        space(f"x=range({values})")
 
 
 def test_condition_of_an_unknown_parameter_is_refused() -> None:
@@ -51,7 +60,7 @@ def test_tracking_and_device_may_change_on_resume() -> None:
 @pytest.mark.parametrize("sampler", ["TPESampler", "RandomSampler", "CmaEsSampler"])
 def test_hyperband_brackets_draw_no_point_twice(sampler: str) -> None:
     target = {"_target_": f"optuna.samplers.{sampler}", "_partial_": True}
-    settings = OmegaConf.create({"sampler": target, "seed": 3})
+    settings = sweep_settings(sampler=target, seed=3)
     pruner = optuna.pruners.HyperbandPruner(min_resource=1, max_resource=9)
     study = optuna.create_study(sampler=samplers.make_sampler(settings), pruner=pruner)
     for _ in range(14):
@@ -65,10 +74,9 @@ def test_hyperband_brackets_draw_no_point_twice(sampler: str) -> None:
 
 def test_study_of_an_earlier_version_resumes() -> None:
     study = optuna.create_study()
-    settings = OmegaConf.create({"may_change": MAY_CHANGE, "extend": False})
     here = space("x=1,2", "tracking=none", "data.root=/a").fingerprint(MAY_CHANGE)
     study.set_user_attr("fingerprint", {**here, "tracking": "none", "data.root": "/a"})
-    storage.check_fingerprint(study, here, settings)
+    storage.check_fingerprint(study, here, MAY_CHANGE)
     other = space("x=1,2", "data.val_size=9").fingerprint(MAY_CHANGE)
     with pytest.raises(UserError, match=r"data.val_size: absent -> 9"):
-        storage.check_fingerprint(study, other, settings)
+        storage.check_fingerprint(study, other, MAY_CHANGE)

@@ -70,6 +70,7 @@ def test_grid_of_three_models_end_to_end(store: Path) -> None:
         ("optimizer.lrr=1e-3,1e-2", "did you mean 'lr'?"),
         ("optimizer.lr=abc,1e-2", "could not be converted to Float"),
         ("data.batch_size=0,64", "a number above 0"),
+        ("trainer.resume=/nowhere", "/nowhere/last.pt: no such checkpoint"),
     ],
 )
 def test_bad_sweep_is_refused_before_anything_is_created(

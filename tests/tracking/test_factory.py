@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mnist_sweep.sweep.trial import Trial
 from mnist_sweep.tracking.factory import make_tracker
-from mnist_sweep.tracking.run import MlflowTracker
+from mnist_sweep.tracking.recorder import MlflowTracker
 from mnist_sweep.tracking.tracker import Tracker
 from tests.helpers.configs import composed
 

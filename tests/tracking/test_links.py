@@ -10,7 +10,7 @@ from mnist_sweep.tools.command import compose_config
 from mnist_sweep.tracking import view
 from mnist_sweep.tracking.config import UI_PORT
 from mnist_sweep.tracking.links import comparison_link, runs_page, ui_links
-from mnist_sweep.tracking.run import prepare, store_uri, sweep_run
+from mnist_sweep.tracking.run import prepare, start_run, store_uri
 
 
 def test_link_of_the_own_store_names_the_tool_and_its_default_port(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_store_that_cannot_be_written_has_links_all_the_same(
 ) -> None:
     uri = store_uri(None, str(store))
     experiment_id = prepare(uri, str(store), "mnist_sweep")
-    with sweep_run(uri, experiment_id, "s", tags={}):
+    with start_run(uri, experiment_id, name=None, tags={"kind": "sweep", "sweep": "s"}, params={}):
         pass
     refuse = "BEFORE INSERT ON experiment_tags BEGIN SELECT RAISE(ABORT, 'read-only'); END"
     with contextlib.closing(sqlite3.connect(store / "mlflow.db")) as database, database:

@@ -33,6 +33,25 @@ def test_own_checkout_is_recorded() -> None:
     assert commit == git(ROOT, "rev-parse", "HEAD").strip()
 
 
+def test_application_is_recorded_with_its_whole_checkout(tmp_path: Path) -> None:
+    """Changes of any file that git tracks, and new Python files; not the outputs of earlier runs."""
+    (tmp_path / "src").mkdir()
+    app, library = tmp_path / "src" / "app.py", tmp_path / "library.py"
+    for path in (app, library):
+        path.write_text("first")
+    for arguments in (["init"], ["add", "."], ["commit", "-m", "first"]):
+        git(tmp_path, *arguments)
+    library.write_text("second")
+    (tmp_path / "new.py").write_text("")
+    (tmp_path / "src" / "output.csv").write_text("")
+    commit, diff = provenance.git_state(app)
+    assert commit == git(tmp_path, "rev-parse", "HEAD").strip()
+    assert "+second" in diff
+    assert "new file: new.py" in diff
+    assert "output.csv" not in diff
+    assert provenance.git_state(tmp_path / "new.py") == ("none", "")
+
+
 def git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
     command = ["git", "-C", str(folder), *identity, *arguments]

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -30,7 +30,6 @@ from tests.helpers.cli import (
     free_port,
     recorded,
     run_directory,
-    start,
     succeed,
 )
 from tests.helpers.configs import composed
@@ -229,30 +228,6 @@ def test_run_is_recorded_on_a_server(fresh: Path, tmp_path: Path) -> None:
     assert run.data.tags["directory"] == str(directory)
     assert {"predictions.npz", "confusion_matrix.png"} <= names
     assert not (fresh / "mlflow.db").exists()
-
-
-@pytest.mark.slow
-def test_run_waits_for_a_server_that_comes_back(store: Path, tmp_path: Path) -> None:
-    port = free_port()
-    with mlflow_server(tmp_path, port) as uri:
-        arguments = (*SMALL, "trainer.max_epochs=3", "tracking.log_model=false")
-        both: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        run = start(f"store={store}", *arguments, f"tracking.uri={uri}", **both)
-        assert run.stdout is not None
-        for line in run.stdout:
-            if line.startswith("epoch 1/"):
-                break
-    time.sleep(15)  # longer than MLflow itself tries
-    assert run.poll() is None
-    with mlflow_server(tmp_path, port) as uri:
-        output, _ = run.communicate(timeout=100)
-        assert run.returncode == 0, output
-        client = MlflowClient(uri)
-        (recorded_run,) = client.search_runs(["1"])
-        history = client.get_metric_history(recorded_run.info.run_id, "val/loss")
-    assert "busy or away" in output
-    assert recorded_run.info.status == "FINISHED"
-    assert [metric.step for metric in history] == [1, 2, 3]
 
 
 def start_run(store: Path, tags: Mapping[str, str]) -> MlflowClient:

@@ -3,6 +3,7 @@
 import base64
 import json
 import zlib
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from mnist_sweep.tracking import view
-from mnist_sweep.tracking.run import prepare, start_run, store_uri, sweep_run
+from mnist_sweep.tracking.run import MlflowRun, prepare, start_run, store_uri
 
 SEARCHED = ["optimizer.lr", "model", "model.dropout"]
 ONE = view.Comparison("q", {"val/accuracy": "maximize"}, SEARCHED, {"optimizer.lr", "model"})
@@ -76,6 +77,14 @@ def experiment(store: Path) -> tuple[str, str]:
     return uri, prepare(uri, str(store), "mnist_sweep")
 
 
+def sweep_run(
+    experiment: tuple[str, str], sweep: str, tags: dict[str, str]
+) -> AbstractContextManager[MlflowRun]:
+    """Record the summary run of a sweep."""
+    tags = {"kind": "sweep", "sweep": sweep, **tags}
+    return start_run(*experiment, name=None, tags=tags, params={})
+
+
 def record(
     experiment: tuple[str, str], sweep: str, searched: list[str], *trials: dict[str, str]
 ) -> Run:
@@ -85,7 +94,7 @@ def record(
         with start_run(*experiment, name=None, tags=tags, params=params) as run:
             run.log_metrics({"best/val/accuracy": number / 10}, step=1)
     tags = {view.OBJECTIVES: '{"val/accuracy": "maximize"}', view.PARAMETERS: json.dumps(searched)}
-    with sweep_run(*experiment, sweep, tags) as summary:
+    with sweep_run(experiment, sweep, tags) as summary:
         pass
     return summary.client.get_run(summary.run_id)
 
@@ -134,7 +143,7 @@ def test_page_of_a_sweep_without_trials(experiment: tuple[str, str]) -> None:
 def test_all_runs_are_visible_where_the_best_ten_would_mislead(experiment: tuple[str, str]) -> None:
     both = json.dumps({"val/accuracy": "maximize", "fit_s": "minimize"})
     sweeps = [record(experiment, name, []) for name in ("one", "two")]
-    with sweep_run(*experiment, "front", {view.OBJECTIVES: both}) as front:
+    with sweep_run(experiment, "front", {view.OBJECTIVES: both}) as front:
         pass
     client = MlflowClient(experiment[0])
     summaries = ([sweeps[0]], sweeps, [client.get_run(front.run_id)])
@@ -151,7 +160,7 @@ def test_several_sweeps_without_trials_match_no_run(experiment: tuple[str, str])
 
 
 def test_sweep_of_version_0_1_is_ordered_by_its_best_value(experiment: tuple[str, str]) -> None:
-    with sweep_run(*experiment, "old", {}) as summary:
+    with sweep_run(experiment, "old", {}) as summary:
         summary.log_metrics({"best/val/loss": 0.1}, step=0)
     client = MlflowClient(experiment[0])
     view.save(client, experiment[1], [client.get_run(summary.run_id)])

@@ -1,7 +1,9 @@
 """Checkpoints that fit, and those that do not."""
 
 import contextlib
+import os
 import shutil
+import stat
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,28 @@ def test_restore_refuses_a_damaged_file(run: Path, tmp_path: Path) -> None:
         toy_trainer(tmp_path / "new").restore(run)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epoch", "3"),
+        ("epoch", 7),
+        ("best_score", None),
+        ("seconds", [1.0]),
+        ("pruned", 0),
+        ("history", {}),
+        ("history", [{"val/loss": "low"}] * 3),
+    ],
+)
+def test_restore_refuses_a_field_of_another_type(
+    field: str, value: Any, run: Path, tmp_path: Path
+) -> None:
+    saved = checkpoint.load(run / checkpoint.LAST)
+    changed = {**saved, "state": {**saved["state"], field: value}}
+    checkpoint.save(run / checkpoint.LAST, changed)
+    with pytest.raises(UserError, match=f"cannot resume from {run}"):
+        toy_trainer(tmp_path / "new").restore(run)
+
+
 def test_restore_within_an_epoch_refuses_another_batch_size(run: Path, tmp_path: Path) -> None:
     partial = {
         "order": torch.arange(N_TRAIN),
@@ -60,6 +84,11 @@ def test_restore_within_an_epoch_refuses_another_batch_size(run: Path, tmp_path:
         "seconds": 1.0,
     }
     saved = checkpoint.load(run / checkpoint.LAST)
+    for name, value in (("step", 5), ("step", "1"), ("order", torch.zeros(N_TRAIN).long())):
+        wrong = {**partial, name: value}
+        checkpoint.save(run / checkpoint.LAST, {**saved, "partial": wrong})
+        with pytest.raises(UserError, match=f"cannot resume from {run}"):
+            toy_trainer(tmp_path / "new").restore(run)
     checkpoint.save(run / checkpoint.LAST, {**saved, "partial": partial})
     toy_trainer(tmp_path / "new").restore(run)
     with pytest.raises(UserError, match="stopped within an epoch"):
@@ -76,6 +105,22 @@ def test_restore_on_another_kind_of_device_warns_and_draws_other_numbers(
     resumed.restore(run)
     assert "ran on cuda: the results will not be bit-identical" in caplog.text
     assert resumed.fit(MemoryTracker(), Trial()).epoch == 4
+
+
+def test_checkpoint_is_on_the_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, on_disk = tmp_path / checkpoint.LAST, []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        on_disk.append(("folder" if is_folder else "file", path.exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    checkpoint.save(path, {"a": 1})
+    assert on_disk == [("file", False), ("folder", True)]
 
 
 def test_restore_in_the_same_directory_keeps_the_best_model(run: Path) -> None:
@@ -179,9 +224,8 @@ def test_resume_of_a_directory_with_a_broken_file(
 ) -> None:
     (run / ".hydra").mkdir()
     (run / name).write_text(content)
-    cfg = composed("data=mnist5k", f"trainer.resume={run}")
     with pytest.raises(UserError) as raised:
-        resume(cfg, toy_trainer(tmp_path / "new"))
+        resume(composed("data=mnist5k"), run, toy_trainer(tmp_path / "new"))
     assert str(run) in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
 
@@ -198,7 +242,7 @@ def test_resume_of_something_else(run: Path, tmp_path: Path) -> None:
     }
     for path, message in expected.items():
         with pytest.raises(UserError, match=message):
-            resume(composed(f"trainer.resume={path}"), toy_trainer(tmp_path / "new"))
+            resume(composed(), path, toy_trainer(tmp_path / "new"))
 
 
 def test_pickle_runs_no_code_and_the_error_does_not_say_how_to(tmp_path: Path) -> None:

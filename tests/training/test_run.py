@@ -1,5 +1,6 @@
 """A training run in this process, without Hydra's application."""
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.sweep.trial import Trial
 from mnist_sweep.tracking.tracker import Tracker
+from mnist_sweep.training import checkpoint
 from mnist_sweep.training.config import EPOCH_METRICS
 from mnist_sweep.training.run import train
 from tests.helpers.configs import composed
@@ -130,3 +132,28 @@ def test_resume_warns_about_changes_and_refuses_those_of_the_optimizer(
     assert "trainer.grad_clip: None -> 1.0" in caplog.text
     with pytest.raises(UserError, match=r"cannot change: optimizer\.lr: 0\.001 -> 0\.5"):
         train(composed(*again, "optimizer.lr=0.5"), tmp_path / "refused", Tracker(), Trial())
+
+
+@pytest.mark.parametrize("kind", ["truncated", "foreign", "missing best"])
+def test_trial_with_a_broken_checkpoint_starts_over(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg, first = composed(*TINY), tmp_path / "first"
+    objective = train(cfg, first, Tracker(), Trial())
+    last, best = first / checkpoint.LAST, first / checkpoint.BEST
+    if kind == "truncated":
+        last.write_bytes(last.read_bytes()[:-100])
+    elif kind == "foreign":  # of another model, whose optimizer and random state do not fit either
+        train(composed(*TINY, "model=compact"), tmp_path / "other", Tracker(), Trial())
+        shutil.copy(tmp_path / "other" / checkpoint.LAST, last)
+    else:
+        best.unlink()
+    retry = SweepTrial()
+    retry.resume_from = first
+    assert train(cfg, tmp_path / "retry", Tracker(), retry) == objective
+    assert "trial 0 starts over: " in caplog.text
+    assert str(best if kind == "missing best" else first) in caplog.text
+    anew = checkpoint.load(tmp_path / "retry" / checkpoint.BEST)["model"]
+    train(cfg, tmp_path / "whole", Tracker(), Trial())
+    whole = checkpoint.load(tmp_path / "whole" / checkpoint.BEST)["model"]
+    assert all(bool((anew[name] == whole[name]).all()) for name in whole)

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from mnist_sweep.sweep import current_trial
@@ -16,10 +17,15 @@ from mnist_sweep.sweep import current_trial
 def task(cfg: DictConfig) -> float | None:
     note(cfg, "start")
     trial = current_trial()
-    for epoch in range(1, cfg.epochs + 1):
+    done = 0 if trial.resume_from is None else int((trial.resume_from / "epoch").read_text())
+    for epoch in range(done + 1, cfg.epochs + 1):
         time.sleep(cfg.sleep_s)
         if trial.report(epoch, {"y": cfg.x}):
             break
+        if cfg.save:
+            saved = Path(HydraConfig.get().runtime.output_dir) / "epoch"
+            saved.with_suffix(".new").write_text(str(epoch))
+            saved.with_suffix(".new").rename(saved)
     if cfg.act == "raise":
         raise ValueError("the task raised")
     if cfg.act == "hang":
