@@ -217,7 +217,10 @@ def claim(storage: RDBStorage, trial_id: int, attributes: Mapping[str, Any]) -> 
     """Make a queued trial RUNNING, with its first heartbeat; False if another process was faster."""
     with locked(storage, trial_id) as (session, trial):
         if trial.state != TrialState.WAITING:
-            return False
+            # a repeated call: the answer to the first one may have been lost with the connection
+            recorded = {row.key: json.loads(row.value_json) for row in trial.user_attributes}
+            is_running = trial.state == TrialState.RUNNING
+            return bool(is_running and attributes.items() <= recorded.items())
         _set_user_attributes(storage, session, trial_id, attributes)
         add_heartbeat(session, trial_id)
         trial.state, trial.datetime_start = TrialState.RUNNING, datetime.now()

@@ -4,12 +4,12 @@ import copy
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, Trial
 
 from mnist_sweep.sweep.study import FIRST, REPLACED, SURPLUS
 
 
-def first_attempt(trial: FrozenTrial) -> int:
+def first_attempt(trial: FrozenTrial | Trial) -> int:
     """The number of the first attempt at a trial. Its own, unless it is a retry."""
     return int(trial.user_attrs.get(FIRST, trial.number))
 

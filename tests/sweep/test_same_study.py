@@ -7,18 +7,18 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from omegaconf import DictConfig, OmegaConf
-from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 from sqlalchemy import Engine, event
 
 from mnist_sweep.common.processes import process_identity
-from mnist_sweep.sweep import samplers
+from mnist_sweep.sweep import optuna_internals, samplers
 from mnist_sweep.sweep import study as storage
 from mnist_sweep.sweep.config import SweepConfig
 from mnist_sweep.sweep.coordinator import Coordinator
@@ -124,10 +124,12 @@ def objective(params: Any, step: int) -> float:
     return float((a - 0.3) ** 2 + (b + 1) ** 2 / step + params.get("c", 1) / (1 + step) + turned)
 
 
-def open_study(engine_of: RDBStorage, folder: Path, name: str, chosen: DictConfig) -> Coordinator:
+def open_study(
+    opened: storage.ExactStorage, folder: Path, name: str, chosen: DictConfig
+) -> Coordinator:
     """Open the study as a new driver does."""
     study = optuna.create_study(
-        storage=engine_of,
+        storage=opened,
         study_name=name,
         directions=list((chosen.objectives or {"y": "minimize"}).values()),
         load_if_exists=True,
@@ -182,7 +184,13 @@ class Fuse:
 
 
 def run_study(
-    opened: RDBStorage, folder: Path, name: str, chosen: DictConfig, kind: str, *, n_cuts: int = 0
+    opened: storage.ExactStorage,
+    folder: Path,
+    name: str,
+    chosen: DictConfig,
+    kind: str,
+    *,
+    n_cuts: int = 0,
 ) -> list[FrozenTrial]:
     """Run a study, which is killed or interrupted `n_cuts` times, anywhere. Return its trials."""
     rng, fuse = random.Random(name), Fuse(opened.engine)
@@ -234,7 +242,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def opened(folder: Path) -> Iterator[RDBStorage]:
+def opened(folder: Path) -> Iterator[storage.ExactStorage]:
     """A database of SQLite that does not wait for the disk."""
     url = storage.storage_url(None, str(folder))
     opened = storage.open_storage(url, 60, create=True)
@@ -245,7 +253,7 @@ def opened(folder: Path) -> Iterator[RDBStorage]:
 
 
 @pytest.fixture(scope="module")
-def whole(opened: RDBStorage, folder: Path) -> dict[tuple[str, str], list[FrozenTrial]]:
+def whole(opened: storage.ExactStorage, folder: Path) -> dict[tuple[str, str], list[FrozenTrial]]:
     """The uncut studies, by search and pruner, as they are asked for."""
 
     class Whole(dict[tuple[str, str], list[FrozenTrial]]):
@@ -261,7 +269,7 @@ def whole(opened: RDBStorage, folder: Path) -> dict[tuple[str, str], list[Frozen
 def test_study_cut_anywhere_is_the_same(
     search: tuple[str, str],
     kind: str,
-    opened: RDBStorage,
+    opened: storage.ExactStorage,
     folder: Path,
     whole: dict[tuple[str, str], list[FrozenTrial]],
 ) -> None:
@@ -279,7 +287,7 @@ def test_study_cut_anywhere_is_the_same(
 
 
 def test_new_driver_waits_for_the_trial_that_a_dead_driver_leaves(
-    opened: RDBStorage, folder: Path
+    opened: storage.ExactStorage, folder: Path
 ) -> None:
     """It gets the trial with its last checkpoint. A trial begun before would be of another place."""
     worker = subprocess.Popen(["sleep", "60"])
@@ -299,6 +307,16 @@ def test_new_driver_waits_for_the_trial_that_a_dead_driver_leaves(
     retry = second.next(ENDED)
     assert retry is not None
     assert retry.params == left.params
+
+
+def test_queued_trial_is_claimed_once(opened: storage.ExactStorage, folder: Path) -> None:
+    coordinator = open_study(opened, folder, "queue", settings("random", "none"))
+    coordinator.study.enqueue_trial({"a": 0.5})
+    (queued,) = coordinator.look()
+    claim = partial(opened.claim, optuna_internals.trial_id(queued))
+    assert claim({"worker": {"pid": "1"}})
+    assert not claim({"worker": {"pid": "2"}})
+    assert claim({"worker": {"pid": "1"}}), "repeated after an outage"
 
 
 @pytest.mark.slow
