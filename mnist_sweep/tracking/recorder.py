@@ -68,9 +68,10 @@ class RecordedRun(Tracker):
         try:
             self.flush()
         except BaseException:  # the run has not begun
+            self.sender.close(timeout_s=0.0)
             self.buffer.delete()
             raise
-        timeout_s: float | None = INTERRUPTED_S
+        timeout_s: float | None = 0.0  # after an error or a signal, `end` has waited long enough
         try:
             with closing(self, self.uri):
                 yield
