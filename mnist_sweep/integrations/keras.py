@@ -16,8 +16,10 @@ class ReportToSweep:
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> bool:
         """Report `logs`, and say whether to stop. Epochs count from 0, as in Keras."""
         metrics = {name: float(value) for name, value in (logs or {}).items()}
-        pruned = current_trial().report(epoch + 1, metrics)
-        model = getattr(self, "model", None)  # Keras sets it
+        params = getattr(self, "params", None) or {}  # Keras sets it, and `model`
+        final = epoch + 1 == params.get("epochs")
+        pruned = current_trial().report(epoch + 1, metrics, final=final)
+        model = getattr(self, "model", None)
         if pruned and model is not None:
             model.stop_training = True
         return pruned

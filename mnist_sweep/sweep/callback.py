@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Sweep:
-    """A sweep as its callbacks see it. They may change `overrides`, `tags` and `links`.
+    """A sweep as its callbacks see it. They may change `overrides`, `tags`, `links`, `settings.preload`.
 
     Attributes:
         settings: of the sweep, see `mnist_sweep.sweep.config.SweepConfig`.

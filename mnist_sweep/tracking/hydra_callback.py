@@ -167,6 +167,10 @@ class MlflowCallback(SweepCallback):
 
     # Sweeps of this package's sweeper
 
+    def on_sweep_prepare(self, sweep: Sweep) -> None:
+        # mlflow is imported once for all workers
+        sweep.settings.preload.append("mnist_sweep.tracking.run")
+
     def on_sweep_start(self, sweep: Sweep, study: "Study") -> None:
         with _not_fatal("the sweep itself is not recorded in MLflow"):
             self._sweep = _JobsOfSweep(sweep.name, sweep.objectives)

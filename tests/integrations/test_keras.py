@@ -12,7 +12,7 @@ class Pruned(Trial):
     """Is pruned at the second step."""
 
     def report(self, step: int, metrics: Mapping[str, float], *, final: bool = False) -> bool:
-        return step == 2
+        return step == 2 and not final
 
 
 def test_outside_of_a_sweep_nothing_stops() -> None:
@@ -29,5 +29,7 @@ def test_pruned_trial_stops_the_model() -> None:
         assert not callback.model.stop_training
         assert callback.on_epoch_end(1, {"loss": 1})
         assert callback.model.stop_training
+        callback.params = {"epochs": 2}
+        assert not callback.on_epoch_end(1, {"loss": 1}), "the last epoch is done"
     finally:
         CURRENT.reset(token)

@@ -60,6 +60,7 @@ def test_outside_of_a_sweep_nothing_stops() -> None:
     assert trainer.current_epoch == 2
 
 
+@pytest.mark.slow
 def test_sweep_prunes_a_trial_of_two_processes(tmp_path: Path) -> None:
     """The first process reports, both stop, and the worker that started them learns of it."""
     code, output = engine.run(

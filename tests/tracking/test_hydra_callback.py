@@ -222,6 +222,7 @@ def test_secret_in_the_settings_is_refused_and_the_job_is_recorded(
     assert done.runs[0].data.metrics == {"own": 2, "return_value": 2}
 
 
+@pytest.mark.slow
 def test_server_that_goes_away_costs_the_results_and_not_the_job(tmp_path: Path) -> None:
     go, port = tmp_path / "go", cli.free_port()
     with servers.mlflow_server(tmp_path, port) as uri:
