@@ -60,6 +60,8 @@ class RecordSweep(SweepCallback):
         sweep.tags["git.commit"] = commit
         if self._run.flush():
             self._link(sweep)
+        elif settings.nested:
+            log.warning("WARNING: tracking.nested=true does nothing: the sweep's run has no id yet")
 
     def _link(self, sweep: Sweep) -> None:
         """Save the page that compares the trials, link to it, and nest the trials if that is asked for."""
@@ -82,23 +84,26 @@ class RecordSweep(SweepCallback):
                 self._finish(sweep, study)
         finally:
             self._stack.__exit__(type(error) if error else None, error, None)
-            self._settle(sweep, study)
+            self._settle(sweep, study, error)
 
-    def _settle(self, sweep: Sweep, study: "Study") -> None:
+    def _settle(self, sweep: Sweep, study: "Study", error: BaseException | None) -> None:
         """Send what the trials left over, and close the runs of trials that ended without closing them."""
         from mnist_sweep.sweep.study import get_trials
         from mnist_sweep.tracking import buffer, queries, run
         from mnist_sweep.tracking.retry import is_outage
 
+        if error is not None and self._run is not None and self._run.is_away:
+            return  # after Ctrl-C nobody wants to wait for a server
         store, experiment = sweep.config.store, sweep.config.tracking.experiment
         try:
             queries.check_server(self.uri)  # faster than MLflow's own retries
             buffer.send_left_over(self.uri, store)
             run.prepare(self.uri, store, experiment)  # closes the runs of workers that were killed
-            ended = [trial.number for trial in get_trials(study) if trial.state.is_finished()]
-            run.close_lost_runs(self.uri, experiment, sweep.name, ended)
-        except Exception as error:
-            if not is_outage(error):
+            if error is None:
+                ended = [trial.number for trial in get_trials(study) if trial.state.is_finished()]
+                run.close_lost_runs(self.uri, experiment, sweep.name, ended)
+        except Exception as outage:
+            if not is_outage(outage):
                 raise
             log.warning(
                 "WARNING: MLflow is away: %d records wait on disk. The same command with sweep.name=%s "

@@ -34,7 +34,7 @@ from mnist_sweep.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
-INTERRUPTED_S = 5.0  # for an interrupted run to send what is left
+INTERRUPTED_S = 2.0  # for an interrupted run to send what is left
 
 
 class RecordedRun(Tracker):
@@ -68,9 +68,10 @@ class RecordedRun(Tracker):
         try:
             self.flush()
         except BaseException:  # the run has not begun
+            self.sender.close(timeout_s=0.0)
             self.buffer.delete()
             raise
-        timeout_s: float | None = INTERRUPTED_S
+        timeout_s: float | None = 0.0  # after an error or a signal, `end` has waited long enough
         try:
             with closing(self, self.uri):
                 yield
@@ -90,21 +91,26 @@ class RecordedRun(Tracker):
         run = self.sender.run_in_store
         return None if run is None else run.run_id
 
-    def flush(self, timeout_s: float | None = None) -> bool:
+    @property
+    def is_away(self) -> bool:
+        """Whether the store is away."""
+        return self.sender.is_away
+
+    def flush(self) -> bool:
         """Wait until everything is sent. Returns False if the store is away.
 
         Raises:
             Exception: the store refuses the record, or is away and `tracking.on_outage` is fail.
         """
-        self.sender.wait(timeout_s, through_outage=self.settings.on_outage == "wait")
-        return not self.sender.is_away
+        self.sender.wait(through_outage=self.settings.on_outage == "wait")
+        return not self.is_away
 
     def _add(
         self, method: str, write: Callable[[Path], object] | None = None, **arguments: Any
     ) -> None:
         self.buffer.add(method, write, **arguments)
         self.sender.note_added()
-        if self.sender.is_away or self.sender.error is not None:
+        if self.is_away or self.sender.error is not None:
             self.flush()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
@@ -143,8 +149,12 @@ class RecordedRun(Tracker):
 
     def end(self, status: str) -> None:
         """Close the run, and wait until everything is sent or the store is away."""
-        self._add("end", status=status, time_ms=now_ms())
-        self.flush(INTERRUPTED_S if status == "KILLED" else None)
+        self.buffer.add("end", status=status, time_ms=now_ms())
+        self.sender.note_added()
+        if status == "KILLED":
+            self.sender.wait(INTERRUPTED_S)
+        else:
+            self.flush()
 
 
 class MlflowTracker(RecordedRun):

@@ -43,7 +43,7 @@ class Sender(threading.Thread):
         self._is_busy = False
         self._n_unsent = 0
         self._is_closing = threading.Event()
-        self._is_last_look = False
+        self._is_last_look = self._has_ended = False
         self._changed = threading.Condition()
 
     def note_added(self) -> None:
@@ -65,7 +65,7 @@ class Sender(threading.Thread):
         def is_over() -> bool:
             done = self.run_in_store is not None and not self._n_unsent
             gives_up = self.is_away and not through_outage
-            return done or gives_up or self.error is not None or not self.is_alive()
+            return done or gives_up or self._has_ended
 
         with self._changed:
             self._changed.wait_for(is_over, timeout_s)
@@ -87,6 +87,7 @@ class Sender(threading.Thread):
             self.error = error
         finally:
             with self._changed:
+                self._has_ended = True
                 self._changed.notify_all()
 
     def _send_until_outage(self) -> bool:
