@@ -8,9 +8,6 @@ import pytest
 from mnist_sweep.sweep import Trial
 from mnist_sweep.sweep.trial import CURRENT
 from tests.helpers import engine
-
-pytest.importorskip("lightning")
-
 from tests.helpers.apps.lightning_app import Module, data, make_trainer
 
 

@@ -184,7 +184,7 @@ def test_task_that_a_worker_must_import_from_the_scripts_folder(app: App) -> Non
     assert [trial.value for trial in app.trials("s")] == [2, 4]
 
 
-@pytest.mark.parametrize("launcher", ["basic", "mnist_sweep"])
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
 def test_sweeper_works_with_other_launchers(app: App, launcher: str) -> None:
     output = app.run("x=1,2", "hydra.sweeper.name=s", f"hydra/launcher={launcher}")
     assert output.startswith("0\n"), output

@@ -219,7 +219,6 @@ def test_sigusr2_to_all_processes_of_a_sweep_interrupts_it(store: Path) -> None:
 
 
 def test_preempted_worker_of_submitit_gives_its_job_back_to_submitit(store: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     arguments = ("x=1", "sleep_s=0.2", "epochs=40", "save=true", "sweep.checkpoint=epoch")
     driver = start(*arguments, "hydra/launcher=submitit_local", "sweep.name=k", store=store)
     try:
