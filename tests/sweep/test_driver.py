@@ -52,7 +52,7 @@ def test_interrupted_grid_with_a_failing_point_in_its_queue_ends(store: Path) ->
     try:
         engine.wait_for(lambda: states(trials(store, "g"))["COMPLETE"] >= 1)
         first.send_signal(signal.SIGINT)
-        assert first.wait(20) == -signal.SIGINT
+        assert first.wait(20) == 130
     finally:
         engine.end(first)
     assert states(trials(store, "g"))["WAITING"] >= 4
@@ -117,7 +117,7 @@ def test_search_with_the_same_seed_gives_the_same_trials_interrupted_or_not(stor
     first = start(*arguments, "sweep.name=parts", store=store)
     engine.wait_for(lambda: n_done(trials(store, "parts")) >= 4)
     first.send_signal(signal.SIGINT)
-    assert first.wait(20) == -signal.SIGINT  # what a shell shows as 130
+    assert first.wait(20) == 130
     # multiprocessing's tracker is the last
     engine.wait_for(lambda: not engine.group_alive(first), 3)
     assert not [t for t in trials(store, "parts") if t.state is TrialState.RUNNING]
