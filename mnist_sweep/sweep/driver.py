@@ -90,7 +90,8 @@ def sweep(
         callback.on_sweep_prepare(info)
     if settings.dry_run:
         points = _preview(space, grid, settings, directions, config)
-        display.preview(points, _of_trials(space.fixed, settings), grid=bool(grid))
+        fixed = [o for o in space.fixed if not is_under(o.partition("=")[0], settings.own_keys)]
+        display.preview(points, fixed, grid=bool(grid))
         return None
 
     space = replace(space, fixed=info.overrides)
@@ -122,8 +123,8 @@ def sweep(
         )
         link = info.links.get(COMPARE, "")
         columns = dict(settings.columns)
-        fixed = _of_trials(space.fixed, settings)
-        About(metrics, fixed, str(plan.directory), link, columns).save(study)
+        own = list(settings.own_keys)
+        About(metrics, space.fixed, str(plan.directory), link, columns, own).save(study)
         make_folder(plan.directory)
         OmegaConf.save(config, plan.directory / "multirun.yaml")  # as Hydra's basic sweeper does
         job = Job(
@@ -169,11 +170,6 @@ def _objectives(settings: DictConfig) -> dict[str, str]:
     if OmegaConf.is_list(settings.direction):
         return {f"value {i}": str(each) for i, each in enumerate(settings.direction, start=1)}
     return {settings.objective or "value": str(settings.direction)}
-
-
-def _of_trials(fixed: Sequence[str], settings: DictConfig) -> list[str]:
-    """The overrides that configure the trials, and not the sweep itself."""
-    return [o for o in fixed if not is_under(o.partition("=")[0], settings.own_keys)]
 
 
 def _grid(

@@ -12,6 +12,7 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from mnist_sweep.common.configs import is_under
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.common.program import program
 from mnist_sweep.common.secrets import mask_url
@@ -78,10 +79,12 @@ class About:
     """How a sweep was started: what a report needs besides the trials."""
 
     metrics: list[str]  # a name for each objective
-    fixed: list[str]  # overrides of every trial that configure no part of the sweep itself
+    fixed: list[str]  # overrides of every trial
     directory: str
     link: str = ""  # to the runs in the tracking UI
     columns: dict[str, str] = field(default_factory=dict)  # leaderboard: metric -> heading
+    # what configures the sweep, not its trials; the default is that of earlier versions
+    own_keys: list[str] = field(default_factory=lambda: ["sweep", "search", "pruner", "space"])
     program: list[str] = field(default_factory=program)
 
     def save(self, study: optuna.Study) -> None:
@@ -108,7 +111,8 @@ class About:
         kept = [
             mask_url(override)  # studies of earlier versions may contain secrets
             for override in overrides
-            if override.partition("=")[0] not in changed
+            if (key := override.partition("=")[0]) not in changed
+            and not is_under(key, self.own_keys)
         ]
         flag = ["-m"] if multirun else []
         return shlex.join([*self.program, *flag, *kept, *more])

@@ -46,7 +46,7 @@ class PlacedSampler(BaseSampler):
     def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
         self._make, self._seed, self._places = make, seed, Places()
         self._sampler = make(seed)
-        self._study: Study
+        self._study: Study | None = None  # as this trial's sampler sees it
 
     def _view(self, study: Study, trial: FrozenTrial) -> Study:
         return optuna_internals.placed_study(
@@ -65,17 +65,20 @@ class PlacedSampler(BaseSampler):
         self._sampler = self._make(seed)
         self._sampler.before_trial(self._study, placed)
 
+    def _seen(self, study: Study, trial: FrozenTrial) -> tuple[Study, FrozenTrial]:
+        if self._study is None:
+            self._study = self._view(study, trial)
+        return self._study, placed_trial(self._study, trial)
+
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        placed = placed_trial(self._study, trial)
-        return self._sampler.infer_relative_search_space(self._study, placed)
+        return self._sampler.infer_relative_search_space(*self._seen(study, trial))
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        placed = placed_trial(self._study, trial)
-        return self._sampler.sample_relative(self._study, placed, search_space)
+        return self._sampler.sample_relative(*self._seen(study, trial), search_space)
 
     def sample_independent(
         self,
@@ -84,8 +87,8 @@ class PlacedSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        placed = placed_trial(self._study, trial)
-        return self._sampler.sample_independent(self._study, placed, param_name, param_distribution)
+        seen = self._seen(study, trial)
+        return self._sampler.sample_independent(*seen, param_name, param_distribution)
 
     def after_trial(
         self,

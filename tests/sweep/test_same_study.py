@@ -20,12 +20,12 @@ from sqlalchemy import Engine, event
 from mnist_sweep.common.processes import process_identity
 from mnist_sweep.sweep import optuna_internals, samplers
 from mnist_sweep.sweep import study as storage
-from mnist_sweep.sweep.config import SweepConfig
 from mnist_sweep.sweep.coordinator import Coordinator
 from mnist_sweep.sweep.plan import Plan
 from mnist_sweep.sweep.space import parse
 from mnist_sweep.sweep.worker import Assignment, Result
 from tests.helpers import engine
+from tests.helpers.settings import sweep_settings
 
 CONF = Path(__file__).parents[2] / "conf"
 ENDED = {**process_identity(), "boot_id": "another boot"}  # a process that is certainly dead
@@ -49,7 +49,7 @@ OTHERS = {
     "patient": {
         "_target_": "optuna.pruners.PatientPruner",
         "patience": 1,
-        "wrapped_pruner": {"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 2},
+        "wrapped_pruner": {"_target_": "optuna.pruners.ThresholdPruner", "upper": 1.0},
     },
 }
 
@@ -71,7 +71,7 @@ def settings(search: str, pruner: str) -> DictConfig:
         chosen["duplicates"] = "skip"
     if search == "pareto":
         chosen["objectives"] = {"y": "minimize", "z": "maximize"}
-    return OmegaConf.merge(OmegaConf.structured(SweepConfig), chosen)
+    return sweep_settings(**chosen)
 
 
 class Application:
