@@ -245,7 +245,7 @@ SWEEPS: list[Row] = [
     ("'seed=choice()'", "seed=choice()", "empty choice"),
     ("'seed=range(5,5)'", "seed=range(5,5)", "at least one value"),
     ("'seed=range(0,5,0)'", "seed=range(0,5,0)", "nonzero step"),
-    ("'seed=range(0,1000000000000)'", "seed", "at most 100,000", "search=random"),
+    ("'seed=range(0,1000000000000)'", "seed", "at most 100,000", "a search"),
     ("'seed=shuffle(range(0,1000000000000))'", "seed=shuffle", "at most 100,000"),
     ("'optimizer.lr=float(range(0,1,1e-9))'", "optimizer.lr=float", "at most 100,000"),
     ("'model=interval(1,2)'", "model: ", "config group", "simple"),

@@ -4,6 +4,8 @@ They are SIGINT (Ctrl-C), SIGTERM (`kill`, `scancel`, a time limit), and SIGUSR2
 submitit announce a preemption or a time limit.
 """
 
+import _thread
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -27,6 +29,14 @@ def obey(signum: int, _frame: FrameType | None = None) -> None:
     if signum == signal.SIGINT:
         raise KeyboardInterrupt
     raise Terminated(signum)
+
+
+def interrupt_main() -> None:
+    """Interrupt the main thread as Ctrl-C does, also while it sleeps or waits."""
+    if os.name == "posix":
+        os.kill(os.getpid(), signal.SIGINT)
+    else:
+        _thread.interrupt_main()
 
 
 def pass_on(signum: int) -> None:

@@ -95,8 +95,8 @@ def rehearse(space: Space, settings: DictConfig, config: DictConfig, directions:
         )
     if issubclass(kind, CmaEsSampler) and len(directions) > 1:
         raise UserError(
-            f"{settings.key}.objectives: {settings.sampler._target_} handles a single objective; expected "
-            "null, or another search"
+            f"{settings.key}.sampler={settings.sampler._target_}: handles a single objective; "
+            "expected another sampler"
         )
     study = optuna.create_study(directions=directions, sampler=sampler, pruner=pruner)
     with samplers.argument_errors(samplers.SAMPLER, settings):

@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mnist_sweep.sweep import study as storage
 from mnist_sweep.sweep.optuna_internals import (
+    backend,
     begin,
     copy_pruner_records,
     frozen,
@@ -73,6 +74,12 @@ class Coordinator:
         self._earlier: dict[int, list[FrozenTrial]] = {}
         self._beat_at = self._ticked_at = self._listens_since = time.monotonic()
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the database is away."""
+        patience = getattr(backend(self.study), "patience", None)
+        return patience is not None and patience.waiting_for is not None
+
     def look(self) -> list[FrozenTrial]:
         """Read the trials, and stop if too many have failed."""
         self.trials, plan = get_trials(self.study), self.plan
@@ -103,19 +110,9 @@ class Coordinator:
 
     def _give_out(self, worker: dict[str, str]) -> Assignment | None:
         plan, settings = self.plan, self.plan.settings
-        trials = self.look()
-        n_finished = plan.finished(trials)
-        if self.is_over or n_finished >= plan.n_trials:
-            self.is_over = True
+        trials = self._look_for_room()
+        if trials is None:
             return None
-        waits = self._is_new and self._orphans_end  # to begin with the trials that they give back
-        if waits or n_finished + plan.running(trials) >= plan.n_trials:
-            return None
-        self._is_new = False
-        if plan.grid is not None and not count(trials, TrialState.WAITING):
-            lock = plan.directory / "grid.lock"
-            storage.enqueue_grid(self.study, plan.grid, plan.failed_before, lock)
-            trials = self.look()
         owner = {**worker, "driver": plan.driver, "invocation": plan.invocation}
         if owner not in self._owners:
             self._owners.append(owner)
@@ -147,6 +144,25 @@ class Coordinator:
             attempts = [t for t in trials if first_attempt(t) == first and t.number != trial.number]
             self._earlier[trial.number] = attempts
         return Assignment(trial.number, point, overrides, resume)
+
+    def _look_for_room(self) -> list[FrozenTrial] | None:
+        """Return the trials so far; None if no other one may begin now. Queues points of a grid."""
+        plan, trials = self.plan, self.look()
+        n_finished = plan.finished(trials)
+        if self.is_over or n_finished >= plan.n_trials:
+            self.is_over = True
+            return None
+        waits = self._is_new and self._orphans_end  # to begin with the trials that they give back
+        if waits or n_finished + plan.running(trials) >= plan.n_trials:
+            return None
+        self._is_new = False
+        if plan.grid is not None and not count(trials, TrialState.WAITING):
+            lock = plan.directory / "grid.lock"
+            storage.enqueue_grid(self.study, plan.grid, plan.failed_before, lock)
+            trials = self.look()
+            if not count(trials, TrialState.WAITING):  # another driver is about to queue some
+                return None
+        return trials
 
     def _ask(self, before: list[FrozenTrial], owner: dict[str, Any]) -> optuna.Trial | None:
         """Begin a trial: a queued one if there is any, retries first.
@@ -205,7 +221,8 @@ class Coordinator:
 
     def set_directory(self, number: int, directory: str) -> None:
         if (trial := self._running.get(number)) is not None:
-            trial.set_user_attr(storage.DIRECTORY, directory)
+            with suppress(UpdateFinishedTrialError):  # another host took this one for dead
+                trial.set_user_attr(storage.DIRECTORY, directory)
 
     def report(self, number: int, step: int, value: float, *, final: bool) -> bool:
         """Record the objective after a step. Returns True if the trial should stop."""
@@ -339,6 +356,7 @@ class CoordinatorThread(threading.Thread):
             self._end_sweep(error)
 
     def _end_sweep(self, error: BaseException) -> None:
+        log.error("%s: %s", type(error).__name__, error)
         self.coordinator.error = self.coordinator.error or error
         self.coordinator.stop(f"{type(error).__name__}: {error}")
 
@@ -404,19 +422,24 @@ class Channel:
         self._started_at = 0.0
         self._timed_out = False
         self._pruned = False  # the answer to the latest report
+        self._late: list[Future[bool]] = []  # answers that the trial did not wait for
 
     def next(self) -> Assignment | None:
         while not self.coordinator.is_over and self._is_alive():
             future = self.thread.call(self.coordinator.next, self.worker)
-            # the database may be away
-            while not wait([future], WAIT_S).done and self._is_waiting():
-                pass
+            try:  # the database may be away
+                while not wait([future], WAIT_S).done and self._is_waiting():
+                    pass
+            except BaseException:  # a signal
+                future.add_done_callback(self._take_back)
+                raise
             if not (future.done() and self._is_alive()):
                 future.add_done_callback(self._take_back)
                 return None
             if (assignment := future.result()) is not None:
                 self._number, self._started_at = assignment.number, time.monotonic()
                 self._timed_out = self._pruned = False
+                self._late.clear()
                 return assignment
             if not self.coordinator.is_over:
                 time.sleep(WAIT_S)
@@ -431,16 +454,23 @@ class Channel:
 
     def _take_back(self, future: "Future[Assignment | None]") -> None:
         """Queue a trial again that came too late for this worker."""
-        if future.exception() is None and (assignment := future.result()) is not None:
+        if future.exception() is not None or (assignment := future.result()) is None:
+            return
+        if threading.current_thread() is self.thread:
+            self.coordinator.take_back(assignment.number)
+        else:
             self.thread.post(self.coordinator.take_back, assignment.number)
 
     def report(self, step: int, value: float, *, final: bool) -> bool:
         assert self._number is not None
+        late = [each for each in self._late if each.done() and not each.exception()]
+        self._late = [each for each in self._late if not each.done()]
+        self._pruned = any(each.result() for each in late)
         future = self.thread.call(self.coordinator.report, self._number, step, value, final=final)
         try:
-            self._pruned = future.result(REPORT_S)
-        except TimeoutError:  # the database is away
-            self._pruned = False
+            self._pruned |= future.result(0 if self.coordinator.is_waiting else REPORT_S)
+        except TimeoutError:  # the database is away, or other workers' samplers take long
+            self._late.append(future)
         return self._pruned
 
     def tell(self, result: Result) -> bool:

@@ -133,14 +133,13 @@ def sweep(
             _own_loader(plan, loader),
             config,
             settings=plan.settings,
+            is_grid=grid is not None,
             directory=plan.directory,
             metrics=metrics,
             tags=info.tags,
         )
         coordinator = Coordinator(study, plan, config)
         _run(coordinator, job)
-        coordinator.look()
-        coordinator.reap()
     return _conclude(coordinator, info)
 
 
@@ -224,8 +223,8 @@ def _run(coordinator: Coordinator, job: Job) -> None:
     resume = command_line(f"{plan.settings.key}.name={plan.study_name}")
     thread = CoordinatorThread(coordinator)
     thread.start()
-    thread.call(coordinator.look).result()
     try:
+        thread.call(coordinator.look).result()
         with display.live(coordinator):
             n_short = 0
             while n_short < LAUNCHES:  # longer ones met a time limit, or were preempted
@@ -233,6 +232,7 @@ def _run(coordinator: Coordinator, job: Job) -> None:
                 trials = thread.call(coordinator.look).result()
                 n_open = plan.n_trials - plan.finished(trials)
                 if n_open <= 0 or coordinator.is_over:
+                    thread.call(coordinator.tick).result()  # trials of others may have died
                     return
                 _launch(thread, job, n_jobs=min(_n_jobs(plan.settings), n_open))
                 n_short = n_short + 1 if time.monotonic() - started_at < SHORT_LAUNCH_S else 0
@@ -246,9 +246,9 @@ def _run(coordinator: Coordinator, job: Job) -> None:
         log.warning("interrupted; resume with:\n  %s", resume)
         raise
     finally:
-        thread.close(SETTLE_S)
+        thread.close()
     raise UserError(
-        f"the workers of sweep {plan.study_name} died {LAUNCHES} times in a row; the logs in "
+        f"the workers of sweep {plan.study_name} ended early {LAUNCHES} times in a row; the logs in "
         f"{plan.directory}/.workers say why. Then resume with: {resume}"
     )
 
@@ -268,7 +268,9 @@ def _launch(thread: CoordinatorThread, job: Job, n_jobs: int) -> None:
         return
     try:
         overrides = [_slot(job.directory, i, e) for i, e in enumerate(environments)]
-        launcher.launch(overrides, initial_job_idx=0)
+        for job_return in launcher.launch(overrides, initial_job_idx=0):
+            if (ended_by := hydra_internals.job_error(job_return)) is not None:
+                log.warning("a worker ended with %s: %s", type(ended_by).__name__, ended_by)
     except Exception as error:  # joblib's pool and submitit's driver raise when a worker dies
         log.warning("the launcher ended with %s: %s", type(error).__name__, error)
 
@@ -379,12 +381,10 @@ def _settled(study: optuna.Study, plan: Plan) -> bool:
     running = [
         t
         for t in get_trials(study, TrialState.RUNNING)
-        if t.user_attrs.get(storage.WORKER, {}).get("invocation", plan.invocation)
-        == plan.invocation
+        if t.user_attrs.get(storage.WORKER, {}).get("invocation") == plan.invocation
     ]
     for trial in running:
-        worker = trial.user_attrs.get(storage.WORKER)
-        if worker is None or processes.is_dead(worker):
+        if processes.is_dead(trial.user_attrs[storage.WORKER]):
             storage.requeue(study, trial, storage.INTERRUPTED, plan.settings)
     return not running
 

@@ -1,6 +1,5 @@
 """A worker under another launcher of Hydra, with a coordinator of its own."""
 
-import _thread
 import logging
 import os
 import signal
@@ -64,8 +63,9 @@ class LaunchedWorker:
             thread,
             processes.process_identity(),
             is_alive=lambda: True,
-            interrupt=_thread.interrupt_main,
-            end=lambda: os._exit(1),
+            interrupt=signals.interrupt_main,
+            # with hydra/launcher=basic this process is the driver
+            end=lambda: None if processes.process_identity() == self.plan.driver else os._exit(1),
         )
         thread.start()
         over = threading.Event()
@@ -73,7 +73,10 @@ class LaunchedWorker:
         guard.start()
         try:
             with signals.obeyed():
-                return run_trials(self.job, channel)
+                n_run = run_trials(self.job, channel)
+            if thread.coordinator.error is not None:
+                raise thread.coordinator.error
+            return n_run
         finally:
             with signals.ignored():
                 over.set()
@@ -83,14 +86,15 @@ class LaunchedWorker:
 
     def _guard(self, study: optuna.Study, channel: Channel, over: threading.Event) -> None:
         """Interrupt the trial if the sweep is interrupted, the driver dies or the time is up."""
-        coordinator, is_interrupted = channel.coordinator, False
+        coordinator, is_interrupted, mark = channel.coordinator, False, None
         while not over.wait(LOOK_S):
             channel.check_time()
             if is_interrupted:
                 continue
-            mark = channel.thread.call(storage.is_interrupted, study, self.plan.invocation)
+            mark = mark or channel.thread.call(storage.is_interrupted, study, self.plan.invocation)
             with suppress(TimeoutError, storage.DatabaseError):  # the database is away, or gone
                 is_interrupted = mark.result(LOOK_S)
+            mark = None if mark.done() else mark
             if is_interrupted := is_interrupted or processes.is_dead(self.plan.driver):
                 coordinator.stop(storage.INTERRUPTED)
                 channel.interrupt()

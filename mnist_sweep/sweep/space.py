@@ -90,7 +90,7 @@ class Space:
         if math.prod(sizes.values()) > MAX_POINTS:
             raise UserError(
                 f"a grid of {' x '.join(map(str, sizes.values()))} points ({', '.join(sizes)}): "
-                f"expected at most {MAX_POINTS:,}; a search, for example search=random, draws from it"
+                f"expected at most {MAX_POINTS:,}; a search, that is with n_trials, draws from it"
             )
         axes = {name: to_choices(d) for name, d in self.distributions.items()}
         points: dict[str, dict[str, Any]] = {}

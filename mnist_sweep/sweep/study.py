@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 from optuna.exceptions import (
     ExperimentalWarning,
@@ -73,6 +73,7 @@ REFUSALS = (
 )
 QUEUE_LENGTH = 64  # points of a grid in the queue at once
 LOCK_TIMEOUT_S = 60  # of a file lock
+CLOCK_S = 0.1  # by which a file system's clock may be behind
 MAX_NAME_LENGTH = 200  # bytes; file systems allow 255
 FIRST_CONTACTS = 5  # attempts to open a new database on a server
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -102,21 +103,22 @@ class Patience:
 
     Args:
         url: of the database.
+        key: of the setting that names the database.
 
     Attributes:
         waiting_for: why it waits at present, e.g. "database is locked"; None: it does not.
         given_up: set to raise the error instead of waiting.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, key: str) -> None:
+        self.url, self.key = url, key
         self.waiting_for: str | None = None
         self._reasons: set[str] = set()  # of the present outage
         self.since = 0.0  # time.monotonic() when it began to wait
         self.given_up = threading.Event()
 
     def __reduce__(self) -> Any:
-        return Patience, (self.url,)  # a copy in another process waits for itself
+        return Patience, (self.url, self.key)  # a copy in another process waits for itself
 
     def call(self, function: Callable[[], T]) -> T:
         """Call a function until the database answers.
@@ -136,7 +138,7 @@ class Patience:
                 reason = one_line(orig) if orig else "no connection is free"
                 reason = mask_in(reason, self.url)
                 if not _passes(cause, self.url):
-                    where = f"sweep.storage={mask_url(self.url)}"
+                    where = f"{self.key}={mask_url(self.url)}"
                     raise DatabaseError(f"{where}: the database failed: {reason}") from error
                 self._note(reason)
                 self.given_up.wait(pause_s)
@@ -225,13 +227,13 @@ class PatientStorage(ExactStorage):
     - Parameters, attributes, reports, heartbeats: the same value is written again.
     - The end of a trial: a repeated call that finds the state which it wanted counts as done.
     - A new trial, or one taken from the queue: no worker receives the first one. The coordinator
-      finds it at its next look and queues it again. No death is counted.
+      finds it at its next look and queues it again, see `Coordinator.reap`. No death is counted.
     - A retry: a repeated call finds that the trial is finished, and does nothing.
     - A point of a grid: of two trials of one point the later is surplus.
     """
 
-    def __init__(self, url: str, **kwargs: Any) -> None:
-        self.patience = Patience(url)
+    def __init__(self, url: str, key: str, **kwargs: Any) -> None:
+        self.patience = Patience(url, key)
         # Optuna takes the URL for a template
         super().__init__(url.replace("{", "{{").replace("}", "}}"), **kwargs)
 
@@ -333,6 +335,7 @@ def open_storage(
     def connect() -> RDBStorage:
         storage = PatientStorage(
             url,
+            key,
             engine_kwargs=engine,
             heartbeat_interval=max(1, grace_s // 4),
             grace_period=grace_s,
@@ -344,7 +347,7 @@ def open_storage(
         return storage
 
     try:
-        return Patience(url).call(connect) if wait else connect()
+        return Patience(url, key).call(connect) if wait else connect()
     except ImportError as error:
         raise UserError(
             f"{key}={mask_url(url)} needs a database driver that is not installed; "
@@ -460,34 +463,54 @@ def reap(
             requeue(study, trial, INTERRUPTED, settings)  # it ended with its driver
         elif dead:
             retry(study, trial, STALE, settings)
-        any_ends |= is_orphan and not dead
+        any_ends |= is_orphan and not dead and processes.is_here(worker)
     return any_ends
 
 
 def retry(study: optuna.Study, trial: FrozenTrial, why: str, settings: DictConfig) -> None:
     """Queue a trial again whose process ended, or FAIL it if it makes no progress.
 
-    An attempt makes progress if it leaves a checkpoint that is newer than the one it resumed from.
-    A trial FAILs after more than `settings.retries` attempts in a row without progress. Attempts
-    that make progress are unlimited, so preemptions and time limits do not end a long trial.
+    An attempt makes progress if it leaves a new checkpoint. A trial FAILs after more than
+    `settings.retries` attempts in a row without progress. Attempts that make progress are unlimited,
+    so preemptions and time limits do not end a long trial.
 
     Args:
         why: STALE: the process died. INTERRUPTED: a signal ended it, which is not the trial's
             fault, so that a first interruption never FAILs it, not even with `retries=0`.
     """
-    deaths = 0 if has_progressed(trial, settings) else trial.user_attrs.get(DEATHS, 0) + 1
+    deaths = 0 if has_progressed(study, trial, settings) else trial.user_attrs.get(DEATHS, 0) + 1
     if deaths > (settings.retries if why == STALE else max(1, settings.retries)):
         fail(study, trial, f"its process ended {deaths} times in a row without progress")
     else:
         requeue(study, trial, why, settings, {DEATHS: deaths})
 
 
-def has_progressed(trial: FrozenTrial, settings: DictConfig) -> bool:
+def has_progressed(study: optuna.Study, trial: FrozenTrial, settings: DictConfig) -> bool:
     """Whether an attempt left a checkpoint that is newer than the one it resumed from."""
-    saved_at, resumed = (
-        _saved_at(trial.user_attrs.get(key), settings) for key in (DIRECTORY, RESUME)
-    )
-    return saved_at is not None and (resumed is None or saved_at > resumed)
+    directory, resumed = (trial.user_attrs.get(key) for key in (DIRECTORY, RESUME))
+    if not _left_checkpoint(study, trial, settings):
+        return False
+    if resumed is None or resumed == directory:
+        return True
+    saved_at, before = _saved_at(directory, settings), _saved_at(resumed, settings)
+    return saved_at is not None and (before is None or saved_at > before)
+
+
+def _left_checkpoint(study: optuna.Study, trial: FrozenTrial, settings: DictConfig) -> bool:
+    """Whether a trial's directory holds a checkpoint of this attempt.
+
+    A directory that the user named may hold one of another attempt, or of another sweep. There it must
+    be newer than the start of the attempt.
+    """
+    directory = trial.user_attrs.get(DIRECTORY)
+    saved_at = _saved_at(directory, settings)
+    if saved_at is None or directory is None:
+        return False
+    path = Path(directory)
+    if (path.parent.name, path.name) == (study.study_name, str(trial.number)):
+        return True
+    started = trial.datetime_start
+    return started is not None and saved_at > started.timestamp() - CLOCK_S
 
 
 def requeue(
@@ -503,7 +526,7 @@ def requeue(
     """
     kept = {k: v for k, v in trial.user_attrs.items() if k in (DEATHS, RESUME, GRID, DIRECTORY)}
     directory = trial.user_attrs.get(DIRECTORY)
-    if _saved_at(directory, settings) is not None:
+    if _left_checkpoint(study, trial, settings):
         kept[RESUME] = directory
     is_drawn = directory is not None
     recorded = optuna_internals.of_sampler(trial)
@@ -528,12 +551,11 @@ def _saved_at(directory: str | None, settings: DictConfig) -> float | None:
         return None
 
 
-def fail(study: optuna.Study, trial: FrozenTrial, why: str, mark: str = ERROR) -> bool:
-    """FAIL an unfinished trial and record why; False if it was finished already."""
+def fail(study: optuna.Study, trial: FrozenTrial, why: str) -> None:
+    """FAIL an unfinished trial and record why."""
     with suppress(UpdateFinishedTrialError):
-        optuna_internals.set_trial_attribute(study, trial, mark, why)
-        return optuna_internals.set_state(study, trial, TrialState.FAIL)
-    return False
+        optuna_internals.set_trial_attribute(study, trial, ERROR, why)
+        optuna_internals.set_state(study, trial, TrialState.FAIL)
 
 
 def of_points(trials: Iterable[FrozenTrial], keys: Collection[str]) -> dict[str, FrozenTrial]:
@@ -557,10 +579,10 @@ def enqueue_grid(
     """Queue the next points of a grid that have no trial, or whose trial failed in an earlier call.
 
     It queues a few at a time, because Optuna reads every queued trial anew at each look. The file
-    lock keeps workers from queueing the same points. Hosts without a common lock file are covered
-    by `Coordinator._is_surplus`.
+    lock keeps drivers from queueing the same points. While another driver holds it, this does nothing.
+    Hosts without a common lock file are covered by `Coordinator._is_surplus`.
     """
-    with FileLock(lock, timeout=LOCK_TIMEOUT_S):
+    with suppress(Timeout), FileLock(lock, timeout=0):
         trials = get_trials(study)
         counting = of_points(trials, points)
         room = QUEUE_LENGTH if not count(trials, TrialState.WAITING) else 0

@@ -75,6 +75,7 @@ class Job:
     Args:
         loader: of the sweep's own copy of the configuration.
         settings: of the sweep.
+        is_grid: whether the sweep needs no objective.
         metrics: a name for each objective.
         tags: for the record of every trial.
     """
@@ -87,13 +88,14 @@ class Job:
         config: DictConfig,
         *,
         settings: DictConfig,
+        is_grid: bool,
         directory: Path,
         metrics: list[str],
         tags: Mapping[str, str],
     ) -> None:
         self.task_function, self.hydra_context, self.config = task_function, hydra_context, config
         self.composer = Composer(loader, config)
-        self.settings = settings
+        self.settings, self.is_grid = settings, is_grid
         self.directory, self.metrics, self.tags = directory, metrics, tags
 
     def __getstate__(self) -> dict[str, Any]:
@@ -252,6 +254,8 @@ def _values(job: Job, handle: WorkerTrial, returned: Any) -> list[float] | None:
             many = returned if isinstance(returned, list | tuple) else [returned]
             values = [float(value) for value in many]
     except (TypeError, ValueError) as error:
+        if job.is_grid and job.settings.objective is None:  # Hydra's basic sweeper ignores it too
+            return None
         raise UserError(f"the task returned {returned!r}: expected numbers") from error
     if len(values) != len(job.metrics):
         raise UserError(f"the task returned {values}, expected {', '.join(job.metrics)}")

@@ -156,7 +156,7 @@ class _Slot(threading.Thread):
             finally:
                 self.process.join()
                 channel.died()
-            if self.process.exitcode == 0:
+            if self.process.exitcode == 0 and self.thread.coordinator.is_over:
                 return
             failures = failures + 1 if time.monotonic() - started_at < SHORT_LIFE_S else 0
             if self.thread.coordinator.stop_reason is None:

@@ -1,6 +1,5 @@
 """A worker in a process of its own, at the other end of a pipe from its coordinator."""
 
-import _thread
 import logging
 import os
 import signal
@@ -99,6 +98,6 @@ def main(
 def _end_with_driver(lifeline: Connection) -> None:
     """Interrupt the trial when the driver has died, so that it saves its checkpoint."""
     lifeline.poll(None)  # until the end of the file
-    _thread.interrupt_main()
+    signals.interrupt_main()
     time.sleep(END_S)
     os._exit(1)

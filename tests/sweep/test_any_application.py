@@ -191,6 +191,22 @@ def test_sweeper_works_with_other_launchers(app: App, launcher: str) -> None:
     assert [trial.value for trial in app.trials("s")] == [1, 2]
 
 
+def test_time_limit_wakes_a_task_that_sleeps_in_the_driver(app: App) -> None:
+    app.write("import time; time.sleep(60 if cfg.x == 1 else 0); return cfg.x")
+    limit = ("hydra/launcher=basic", "hydra.sweeper.trial_timeout_s=1")
+    output = app.run("x=1,2", "hydra.sweeper.name=s", *limit)
+    assert "longer than hydra.sweeper.trial_timeout_s=1" in output
+    assert [trial.state.name for trial in app.trials("s")] == ["FAIL", "COMPLETE"]
+
+
+def test_worker_that_a_task_ends_is_started_again(app: App) -> None:
+    app.write("import sys; cfg.x != 2 and sys.exit(0); return cfg.x")
+    output = app.run("x=1,2", "hydra.sweeper.name=s", "hydra.sweeper.retries=1")
+    assert "its process ended 2 times in a row without progress" in output
+    states = [trial.state.name for trial in app.trials("s") if "replaced" not in trial.user_attrs]
+    assert sorted(states) == ["COMPLETE", "FAIL"]
+
+
 @pytest.mark.parametrize("sweeper", ["basic", "optuna"])
 def test_other_sweepers_keep_working(app: App, sweeper: str) -> None:
     output = app.run("x=1,2", f"hydra/sweeper={sweeper}")

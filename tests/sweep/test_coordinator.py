@@ -260,6 +260,8 @@ def test_trial_whose_beginning_was_not_confirmed_is_queued_again(tmp_path: Path)
 
 def test_progress_is_a_newer_checkpoint(tmp_path: Path) -> None:
     """It starts the count of deaths anew, and retries are unlimited while there is some."""
+    tmp_path = tmp_path / "s"  # the directory of the sweep
+    tmp_path.mkdir()
     coordinator = make_coordinator(tmp_path, retries=1, checkpoint="last")
     for number, deaths in enumerate([1, 0, 0, 1]):
         assert coordinator.next(HERE) is not None
@@ -280,3 +282,36 @@ def test_progress_is_a_newer_checkpoint(tmp_path: Path) -> None:
     os.utime(tmp_path / "4" / "last", (0, 0))  # a copy of what it resumed from
     coordinator.release(4, storage.STALE)
     assert states(coordinator.look()) == {"stale": 4, "FAIL": 1}
+
+
+def test_checkpoint_in_a_shared_directory_counts_if_this_attempt_wrote_it(tmp_path: Path) -> None:
+    """Another sweep may have left one, and with a user's hydra.sweep.subdir an earlier attempt."""
+    coordinator = make_coordinator(tmp_path, retries=1, checkpoint="last")
+    shared = tmp_path / "0"
+    shared.mkdir()
+    (shared / "last").touch()
+    os.utime(shared / "last", (0, 0))
+    assert coordinator.next(HERE) is not None
+    coordinator.release(0, storage.STALE)
+    assert "resume" not in coordinator.look()[1].user_attrs
+    for number in (1, 2, 3):
+        assert coordinator.next(HERE) is not None
+        coordinator.set_directory(number, str(shared))
+        (shared / "last").touch()
+        coordinator.release(number, storage.STALE)
+        assert coordinator.look()[-1].user_attrs["resume"] == str(shared)
+        assert coordinator.look()[-1].user_attrs["deaths"] == 0
+
+
+def test_late_answer_to_a_report_still_prunes(tmp_path: Path) -> None:
+    """Another worker's sampler may take longer than a trial waits for its answer."""
+    pruner = {"_target_": "optuna.pruners.ThresholdPruner", "upper": 1.0}
+    thread = CoordinatorThread(make_coordinator(tmp_path, pruner=pruner))
+    thread.start()
+    channel = Channel(thread, HERE, is_alive=lambda: True, interrupt=print, end=print)
+    assert channel.next() is not None
+    thread.call(time.sleep, 1.5)
+    assert not channel.report(1, 2.0, final=False)
+    thread.call(time.sleep, 0).result()
+    assert channel.report(2, 0.5, final=False)
+    thread.close()
