@@ -251,6 +251,30 @@ def test_record_of_a_killed_process_is_sent_by_the_next_run(store: Path, tmp_pat
     assert unsent(tmp_path) == []
 
 
+def test_record_that_is_still_being_sent_is_not_given_to_others(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, log_folder = threading.Event(), tracking.MlflowRun.log_folder
+
+    def log_slowly(run: tracking.MlflowRun, folder: Path) -> None:
+        go.wait()
+        log_folder(run, folder)
+
+    monkeypatch.setattr(tracking.MlflowRun, "log_folder", log_slowly)
+    monkeypatch.setattr("mnist_sweep.tracking.recorder.INTERRUPTED_S", 0)
+    run = tracker(tmp_path, "slow")
+    try:
+        with pytest.raises(KeyboardInterrupt), run.run({}):
+            raise KeyboardInterrupt
+        assert len(unsent(tmp_path)) == 1
+        assert list(buffer.left_over(run.uri, str(store))) == []
+    finally:
+        go.set()
+        run.sender.join()
+    assert find(MlflowClient(run.uri), "slow").info.status == "KILLED"
+    assert unsent(tmp_path) == []
+
+
 def test_sweep_that_resumes_keeps_its_run_open(server: Server, tmp_path: Path) -> None:
     """What the earlier command left over is sent before the run is opened again."""
     cfg = composed(f"store={tmp_path / 'store'}", f"tracking.uri={server.uri}")
