@@ -105,8 +105,11 @@ class Step(NamedTuple):
 
 
 def next_steps(configurations: Sequence[Configuration], about: About) -> list[Step]:
-    """Suggest what to try next. `configurations` are best first."""
-    if not configurations:
+    """Suggest what to try next. `configurations` are best first.
+
+    Only this project's command has the settings that the suggestions name.
+    """
+    if not configurations or "sweep" not in about.own_keys:
         return []
     best = configurations[0]
     steps: list[Step] = []

@@ -21,7 +21,7 @@ from mnist_sweep.common import processes
 from mnist_sweep.common.errors import one_line
 from mnist_sweep.common.files import make_folder
 from mnist_sweep.common.secrets import mask_url
-from mnist_sweep.tracking.retry import is_outage
+from mnist_sweep.tracking.retry import RETRY_FOR_S, is_outage
 from mnist_sweep.tracking.run import MODEL, UNSENT, MlflowRun, open_run, prepare
 
 log = logging.getLogger(__name__)
@@ -191,16 +191,24 @@ def left_over(uri: str, store: str, identity: Mapping[str, str] | None = None) -
 
 
 def send_left_over(uri: str, store: str, identity: Mapping[str, str] | None = None) -> None:
-    """Send the records that are left over, unless another process is at it; see `left_over`."""
+    """Send the records that are left over; see `left_over`.
+
+    While another process is at it: leave them to it, or with `identity` wait until it is done.
+
+    Raises:
+        filelock.Timeout: the other process takes too long.
+    """
     if next(left_over(uri, store, identity), None) is None:
         return
-    lock = filelock.FileLock(Path(store).resolve() / UNSENT / ".lock", timeout=0)
+    patience_s = 0 if identity is None else RETRY_FOR_S
+    lock = filelock.FileLock(Path(store).resolve() / UNSENT / ".lock", timeout=patience_s)
     try:
         with lock:
             for buffer in left_over(uri, store, identity):
                 _send_all(buffer, uri, store)
     except filelock.Timeout:
-        return
+        if identity is not None:
+            raise
 
 
 def _send_all(buffer: Buffer, uri: str, store: str) -> None:
@@ -209,7 +217,9 @@ def _send_all(buffer: Buffer, uri: str, store: str) -> None:
         run = record.open(uri, store, may_exist=True)
         for entry in buffer.entries():
             send(run, entry)
-        if not record.is_closed:
+        # a process can be killed after its run ended, and before it closed the record
+        is_killed = not record.is_closed and run.status() == "RUNNING"
+        if is_killed:
             run.end("KILLED")
     except Exception as error:
         if is_outage(error):
@@ -223,7 +233,7 @@ def _send_all(buffer: Buffer, uri: str, store: str) -> None:
         )
         return
     buffer.delete()
-    if record.is_closed:
-        log.info("sent the record of run %s", record.name)
-    else:
+    if is_killed:
         log.info("marked run %s KILLED: its process is dead", record.name)
+    else:
+        log.info("sent the record of run %s", record.name)

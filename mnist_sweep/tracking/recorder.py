@@ -69,7 +69,6 @@ class RecordedRun(Tracker):
             self.flush()
         except BaseException:  # the run has not begun
             self.sender.close(timeout_s=0.0)
-            self.buffer.delete()
             raise
         timeout_s: float | None = 0.0  # after an error or a signal, `end` has waited long enough
         try:
@@ -77,8 +76,7 @@ class RecordedRun(Tracker):
                 yield
             timeout_s = None
         finally:
-            self.sender.close(timeout_s)
-            if not self.buffer.close() and says_what_is_left:
+            if not self.sender.close(timeout_s) and says_what_is_left:
                 log.warning(
                     "WARNING: the record of this run waits in %s; the next run or sweep with the same "
                     "store and tracking.uri sends it",

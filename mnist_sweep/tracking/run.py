@@ -280,6 +280,11 @@ class MlflowRun(Tracker):
             uri = f"models:/{logged.model_id}"
             self._call(mlflow.register_model, uri, registered_name, await_registration_for=0)
 
+    def status(self) -> str:
+        """The run's status in the store: RUNNING, FINISHED, FAILED or KILLED."""
+        status: str = self._call(self.client.get_run, self.run_id).info.status
+        return status
+
     def reopen(self) -> None:
         """Mark the run RUNNING again."""
         self._call(self.client.update_run, self.run_id, "RUNNING")

@@ -43,7 +43,7 @@ class Sender(threading.Thread):
         self._is_busy = False
         self._n_unsent = 0
         self._is_closing = threading.Event()
-        self._is_last_look = self._has_ended = False
+        self._is_last_look = self._has_ended = self._closes_record = False
         self._changed = threading.Condition()
 
     def note_added(self) -> None:
@@ -72,12 +72,22 @@ class Sender(threading.Thread):
         if self.error is not None:
             raise self.error
 
-    def close(self, timeout_s: float | None = None) -> None:
-        """Send what is left, unless the store is away, and end the thread."""
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Send what is left, unless the store is away, end the thread, and close the record.
+
+        A thread that goes on sending after the timeout closes the record at its own end. Otherwise
+        another process would send the same entries at the same time.
+
+        Returns:
+            Whether everything was sent.
+        """
         self._is_closing.set()
         with self._changed:
             self._changed.notify_all()
         self.join(timeout_s)
+        with self._changed:
+            self._closes_record = not self._has_ended and bool(self.buffer.entries())
+        return not self._closes_record and self.buffer.close()
 
     def run(self) -> None:
         try:
@@ -89,6 +99,8 @@ class Sender(threading.Thread):
             with self._changed:
                 self._has_ended = True
                 self._changed.notify_all()
+            if self._closes_record:
+                self.buffer.close()
 
     def _send_until_outage(self) -> bool:
         """Send entries as they come. Returns True at the end, and False if the store is away."""

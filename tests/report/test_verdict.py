@@ -1,5 +1,6 @@
 """The verdict and the next steps, from real studies in memory."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -119,3 +120,8 @@ def test_next_steps_leave_out_what_does_not_apply() -> None:
     reasons = " ".join(step.reason for step in next_steps(results.ranked(study), ABOUT))
     assert "edge" not in reasons
     assert "seed" not in reasons
+
+
+def test_no_next_steps_for_an_application_that_lacks_their_settings() -> None:
+    study = make_study(({"optimizer.lr": 0.098}, 0.95))
+    assert next_steps(results.ranked(study), replace(ABOUT, own_keys=[])) == []

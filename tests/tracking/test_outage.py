@@ -13,12 +13,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from torch import nn
 
 from mnist_sweep.common.errors import UserError
+from mnist_sweep.common.processes import process_identity
 from mnist_sweep.tracking import buffer
 from mnist_sweep.tracking import run as tracking
 from mnist_sweep.tracking.recorder import MlflowTracker, sweep_run
@@ -249,6 +251,60 @@ def test_record_of_a_killed_process_is_sent_by_the_next_run(store: Path, tmp_pat
     found = find(client, "killed")
     assert (found.info.status, steps(client, found)) == ("KILLED", [1])
     assert unsent(tmp_path) == []
+
+
+def test_record_that_is_still_being_sent_is_not_given_to_others(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, log_folder = threading.Event(), tracking.MlflowRun.log_folder
+
+    def log_slowly(run: tracking.MlflowRun, folder: Path) -> None:
+        go.wait()
+        log_folder(run, folder)
+
+    monkeypatch.setattr(tracking.MlflowRun, "log_folder", log_slowly)
+    monkeypatch.setattr("mnist_sweep.tracking.recorder.INTERRUPTED_S", 0)
+    run = tracker(tmp_path, "slow")
+    try:
+        with pytest.raises(KeyboardInterrupt), run.run({}):
+            raise KeyboardInterrupt
+        assert len(unsent(tmp_path)) == 1
+        assert list(buffer.left_over(run.uri, str(store))) == []
+    finally:
+        go.set()
+        run.sender.join()
+    assert find(MlflowClient(run.uri), "slow").info.status == "KILLED"
+    assert unsent(tmp_path) == []
+
+
+def left_over(store: Path) -> tuple[buffer.Buffer, tracking.MlflowRun]:
+    """Return the record of a run whose process is dead, and the run."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    tags, folder = process_identity(process.pid), str(store / "run" / tracking.UNSENT / "k")
+    process.kill()
+    process.communicate()
+    uri, identity = tracking.store_uri(None, str(store)), {tracking.RECORD: "k"}
+    record = buffer.Record("k", uri, "e", "n", {**tags, **identity}, identity, 0, folder)
+    return buffer.Buffer.create(record, str(store)), record.open(uri, str(store), may_exist=False)
+
+
+def test_run_that_ended_before_its_process_was_killed_keeps_its_status(store: Path) -> None:
+    record, run = left_over(store)
+    record.add("end", status="FINISHED")
+    buffer.send_left_over(record.record.uri, str(store))
+    assert run.client.get_run(run.run_id).info.status == "FINISHED"
+    assert buffer.unsent(str(store)) == []
+
+
+def test_run_that_resumes_waits_for_the_process_that_sends_its_record(store: Path) -> None:
+    record, _ = left_over(store)
+    lock = FileLock(store / tracking.UNSENT / ".lock", thread_local=False)
+    lock.acquire()
+    timer = threading.Timer(0.5, lock.release)
+    timer.start()
+    buffer.send_left_over(record.record.uri, str(store), record.record.identity)
+    timer.join()
+    assert buffer.unsent(str(store)) == []
 
 
 def test_sweep_that_resumes_keeps_its_run_open(server: Server, tmp_path: Path) -> None:
