@@ -1,5 +1,6 @@
 """The command that started this process, as the user would type it."""
 
+import argparse
 import os
 import shlex
 import shutil
@@ -26,3 +27,13 @@ def command_line(*changes: str) -> str:
     changed = {change.partition("=")[0] for change in changes}
     kept = [a for a in sys.argv[1:] if a.lstrip("+~").partition("=")[0] not in changed]
     return shlex.join([*program(), *kept, *changes])
+
+
+def config_flags() -> list[str]:
+    """The flags of the user's command that say where Hydra finds the configuration."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name, short in (("name", "-cn"), ("path", "-cp"), ("dir", "-cd")):
+        parser.add_argument(f"--config-{name}", short)
+    found, _ = parser.parse_known_args(sys.argv[1:])
+    flags = {key.replace("_", "-"): value for key, value in vars(found).items()}
+    return [f"--{key}={value}" for key, value in flags.items() if value is not None]

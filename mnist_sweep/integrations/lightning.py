@@ -29,3 +29,4 @@ class ReportToSweep(Callback):  # type: ignore[misc]  # Lightning need not be in
             pruned = current_trial().report(epoch, metrics, final=epoch == trainer.max_epochs)
         if trainer.strategy.broadcast(pruned):
             trainer.should_stop = True
+            trainer.fit_loop.min_epochs = 0  # a pruned trial need not reach them

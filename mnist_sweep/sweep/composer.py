@@ -34,7 +34,14 @@ class Composer:
         changed = self._changed(overrides)
         if not changed:
             config = self.loader.load_sweep_config(self.config, overrides)
-            self._overrides, self._pickled = overrides, pickle.dumps(config)
+            try:
+                self._overrides, self._pickled = overrides, pickle.dumps(config)
+            except (
+                pickle.PicklingError,
+                TypeError,
+                AttributeError,
+            ):  # a class of the script itself
+                self._can_copy = False
             return config
         copied: DictConfig = pickle.loads(self._pickled)
         listed = copied.hydra.overrides.task  # without the overrides of Hydra's own settings

@@ -9,7 +9,9 @@ from mnist_sweep.common.rules import NOT_EMPTY, SEED, Matching, Rule, above, at_
 from mnist_sweep.common.schema import schema
 
 DIRECTION = Matching("maximize|minimize", "maximize or minimize")
-FILE_NAME = Matching(r"[^/]*[^/.][^/]*", "the name of a file in the directory of a trial")
+FILE_NAME = Matching(
+    r"([^/]*[^/.][^/]*/)*[^/]*[^/.][^/]*", "the name of a file in the directory of a trial"
+)
 
 # Rules of arguments that Optuna checks only while it samples or prunes.
 OPTUNA_ARGUMENTS: dict[str, Rule] = {

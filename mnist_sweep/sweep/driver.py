@@ -27,7 +27,7 @@ from mnist_sweep.common import processes, signals
 from mnist_sweep.common.configs import is_under
 from mnist_sweep.common.errors import UserError
 from mnist_sweep.common.files import make_folder
-from mnist_sweep.common.program import command_line
+from mnist_sweep.common.program import command_line, config_flags
 from mnist_sweep.common.secrets import check_url
 from mnist_sweep.sweep import checks, display, hydra_internals, results, samplers
 from mnist_sweep.sweep import study as storage
@@ -124,7 +124,9 @@ def sweep(
         link = info.links.get(COMPARE, "")
         columns = dict(settings.columns)
         own = list(settings.own_keys)
-        About(metrics, space.fixed, str(plan.directory), link, columns, own).save(study)
+        paths = [o for o in config.hydra.overrides.hydra if o.startswith("hydra.searchpath")]
+        flags = [*config_flags(), *paths]
+        About(metrics, space.fixed, str(plan.directory), link, columns, own, flags).save(study)
         make_folder(plan.directory)
         OmegaConf.save(config, plan.directory / "multirun.yaml")  # as Hydra's basic sweeper does
         job = Job(
@@ -266,8 +268,14 @@ def _launch(thread: CoordinatorThread, job: Job, n_jobs: int) -> None:
     if hasattr(launcher, "run_workers"):  # ProcessLauncher
         launcher.run_workers(job, thread, environments)
         return
+    if isinstance(launcher, hydra_internals.BasicLauncher) and n_jobs > 1:
+        log.warning("hydra/launcher=basic runs one worker; hydra/launcher=mnist_sweep runs n_jobs")
     try:
-        overrides = [_slot(job.directory, i, e) for i, e in enumerate(environments)]
+        space = thread.coordinator.plan.space
+        point = [f"{name}={value}" for name, value in space.example(config).items()]
+        overrides = [
+            (*space.fixed, *point, *_slot(job.directory, i, e)) for i, e in enumerate(environments)
+        ]
         for job_return in launcher.launch(overrides, initial_job_idx=0):
             if (ended_by := hydra_internals.job_error(job_return)) is not None:
                 log.warning("a worker ended with %s: %s", type(ended_by).__name__, ended_by)

@@ -85,6 +85,7 @@ class About:
     columns: dict[str, str] = field(default_factory=dict)  # leaderboard: metric -> heading
     # what configures the sweep, not its trials; the default is that of earlier versions
     own_keys: list[str] = field(default_factory=lambda: ["sweep", "search", "pruner", "space"])
+    flags: list[str] = field(default_factory=list)  # which name the configuration
     program: list[str] = field(default_factory=program)
 
     def save(self, study: optuna.Study) -> None:
@@ -115,7 +116,7 @@ class About:
             and not is_under(key, self.own_keys)
         ]
         flag = ["-m"] if multirun else []
-        return shlex.join([*self.program, *flag, *kept, *more])
+        return shlex.join([*self.program, *self.flags, *flag, *kept, *more])
 
 
 def best_trials(study: optuna.Study, n: int) -> list[FrozenTrial]:

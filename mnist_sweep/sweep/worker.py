@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import cloudpickle
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, configure_log, run_job
@@ -99,16 +100,22 @@ class Job:
         self.directory, self.metrics, self.tags = directory, metrics, tags
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle the task function by name: cloudpickle cannot pickle its module's globals."""
+        """Pickle the task function by name: a copy of it would have its own classes and globals."""
         state, function = dict(self.__dict__), self.task_function
-        if getattr(function, "__module__", "__main__") != "__main__":
-            state["task_function"] = (function.__module__, function.__qualname__)
+        module, name = (getattr(function, key, "") for key in ("__module__", "__qualname__"))
+        copied = cloudpickle.dumps(function) if module in ("", "__main__") else None
+        state["task_function"] = (module, name, _file_of(function), copied)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if isinstance(state["task_function"], tuple):
-            module, name = state["task_function"]
-            state["task_function"] = inspect.unwrap(getattr(importlib.import_module(module), name))
+        module, name, file, copied = state["task_function"]
+        if copied is None:
+            function = inspect.unwrap(getattr(importlib.import_module(module), name))
+        else:  # of the script, which this process may have imported
+            function = inspect.unwrap(getattr(sys.modules["__main__"], name, None))  # type: ignore[arg-type]
+            if function is None or _file_of(function) != file:
+                function = cloudpickle.loads(copied)
+        state["task_function"] = function
         self.__dict__.update(state)
 
     def values(self, metrics: Mapping[str, Any]) -> list[float]:
@@ -129,6 +136,10 @@ class Job:
             config.hydra.job.num = assignment.number
             config.hydra.sweep.dir = str(self.directory)
         return config
+
+
+def _file_of(function: Any) -> str | None:
+    return getattr(getattr(function, "__code__", None), "co_filename", None)
 
 
 class WorkerTrial(Trial):

@@ -191,6 +191,53 @@ def test_sweeper_works_with_other_launchers(app: App, launcher: str) -> None:
     assert [trial.value for trial in app.trials("s")] == [1, 2]
 
 
+STRUCTURED = """
+from dataclasses import dataclass
+import pickle, sys
+import hydra
+from hydra.core.config_store import ConfigStore
+
+@dataclass
+class Config:
+    x: int = 1
+    y: int = 2
+
+class Mine:
+    pass
+
+ConfigStore.instance().store(name="config", node=Config)
+ConfigStore.instance().store(name="other", node=Config(y=20))
+
+@hydra.main(config_path=None, config_name="config")
+def task(cfg):
+    assert isinstance(pickle.loads(pickle.dumps(Mine())), Mine)
+    return cfg.x + cfg.y
+
+if __name__ == "__main__":
+    task()
+"""
+
+
+@pytest.mark.parametrize("launcher", ["mnist_sweep", "basic"])
+def test_script_with_classes_of_its_own_and_no_file(app: App, launcher: str) -> None:
+    (app.folder / "train.py").write_text(STRUCTURED)
+    chosen = ("hydra/sweeper=mnist_sweep", f"hydra/launcher={launcher}", "--config-name=other")
+    output = app.run("x=1,2,3", "hydra.sweeper.name=s", *chosen)
+    values = [trial.value for trial in app.trials("s")]
+    assert values == [21, 22, 23], output
+    assert "train it again: python train.py --config-name=other x=1" in output
+
+
+def test_sweeper_that_a_config_group_chooses(app: App) -> None:
+    (app.folder / "hs").mkdir()
+    (app.folder / "hs/g.yaml").write_text(
+        "# @package _global_\ndefaults: [{override /hydra/sweeper: mnist_sweep}]\n"
+    )
+    (app.folder / "config.yaml").write_text("defaults: [_self_, {hs: null}]\nx: 1\ny: 2\n")
+    output = app.run("x=1,2", "hs=g", "hydra.sweeper.name=s")
+    assert [trial.value for trial in app.trials("s")] == [1, 2], output
+
+
 def test_time_limit_wakes_a_task_that_sleeps_in_the_driver(app: App) -> None:
     app.write("import time; time.sleep(60 if cfg.x == 1 else 0); return cfg.x")
     limit = ("hydra/launcher=basic", "hydra.sweeper.trial_timeout_s=1")
