@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_sweep.common.errors import UserError, one_line
 from mnist_sweep.common.processes import process_identity
-from mnist_sweep.common.secrets import check_url
+from mnist_sweep.common.secrets import check_url, mask_url
 from mnist_sweep.sweep import Sweep, SweepCallback, Trial, current_trial
 from mnist_sweep.sweep.hydra_internals import job_error
 from mnist_sweep.tracking import names
@@ -89,14 +89,27 @@ class MlflowCallback(SweepCallback):
             self.uri = f"{SQLITE}{Path(self.uri.removeprefix(SQLITE)).resolve()}"
         self.experiment, self.tags = experiment, dict(tags)
         self.artifacts, self.max_file_mb = list(artifacts), max_file_mb
+        self._has_secret = False  # the URL was left out when this was pickled
         self._code = ("none", "")  # commit and diff of the application
         self._sweep: _JobsOfSweep | None = None
         self._sweep_run: _OpenRun | None = None
         self._job_run: _OpenRun | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Workers receive the callbacks too. What is open stays in its process."""
-        return {**self.__dict__, "_sweep_run": None, "_job_run": None}
+        """Workers receive the callbacks too, some through a file. What is open stays in its process.
+
+        A URL with a password stays out of that file. The worker reads it again.
+        """
+        state = {**self.__dict__, "_sweep_run": None, "_job_run": None}
+        if self.uri and mask_url(self.uri) != self.uri:
+            state |= {"uri": None, "_has_secret": True}
+        return state
+
+    def _read_secret(self, config: DictConfig) -> None:
+        """Read the URL that was left out of the file."""
+        if self._has_secret and self.uri is None:
+            from_config = self.key == KEY
+            self.uri = OmegaConf.select(config, KEY) if from_config else os.environ[self.key]
 
     # Jobs
 
@@ -106,6 +119,7 @@ class MlflowCallback(SweepCallback):
 
     def on_job_start(self, config: DictConfig, *, task_function: TaskFunction, **_: Any) -> None:
         with _not_fatal("this job is not recorded in MLflow"):
+            self._read_secret(config)
             self._find_code(task_function)
             self._job_run = self._start_job(config)
 

@@ -1,6 +1,7 @@
 """The record of a Hydra application of somebody else in MLflow, made by `hydra/callbacks=mlflow`."""
 
 import json
+import pickle
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from mlflow.entities import Run
 from omegaconf import OmegaConf
 
 from mnist_sweep.tracking import job_record, view
+from mnist_sweep.tracking.hydra_callback import MlflowCallback
 from tests.helpers import cli, engine, servers
 
 SETTINGS = "hydra.callbacks.mlflow"
@@ -273,3 +275,27 @@ def test_returned_numbers_are_metrics(
     returned: Any, objectives: Sequence[str], expected: dict[str, float]
 ) -> None:
     assert job_record.metrics(returned, objectives) == expected
+
+
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "MINE"])
+def test_password_does_not_travel_to_workers_in_a_file(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = "postgresql://ann:hunter2@host/mlflow"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv(variable, uri)
+    written = "${oc.env:MINE}" if variable == "MINE" else None
+    config = OmegaConf.create({"hydra": {"callbacks": {"mlflow": {"tracking_uri": written}}}})
+    callback = MlflowCallback(
+        tracking_uri=config.hydra.callbacks.mlflow.tracking_uri,
+        experiment=None,
+        store="mlruns",
+        artifacts=[],
+        max_file_mb=1,
+        tags={},
+    )
+    pickled = pickle.dumps(callback)
+    assert b"hunter2" not in pickled
+    received = pickle.loads(pickled)
+    received._read_secret(config)
+    assert received.uri == uri
