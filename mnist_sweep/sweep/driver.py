@@ -124,8 +124,8 @@ def sweep(
         link = info.links.get(COMPARE, "")
         columns = dict(settings.columns)
         own = list(settings.own_keys)
-        paths = [o for o in config.hydra.overrides.hydra if o.startswith("hydra.searchpath")]
-        flags = [*config_flags(), *paths]
+        given: Any = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
+        flags = [*config_flags(), *(o for o in given if o.startswith("hydra.searchpath"))]
         About(metrics, space.fixed, str(plan.directory), link, columns, own, flags).save(study)
         make_folder(plan.directory)
         OmegaConf.save(config, plan.directory / "multirun.yaml")  # as Hydra's basic sweeper does
