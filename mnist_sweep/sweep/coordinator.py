@@ -463,7 +463,7 @@ class Channel:
 
     def report(self, step: int, value: float, *, final: bool) -> bool:
         assert self._number is not None
-        late = [each for each in self._late if each.done() and not each.exception()]
+        late = [each for each in self._late if each.done()]
         self._late = [each for each in self._late if not each.done()]
         self._pruned = any(each.result() for each in late)
         future = self.thread.call(self.coordinator.report, self._number, step, value, final=final)

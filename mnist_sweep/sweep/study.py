@@ -138,6 +138,7 @@ class Patience:
                 reason = one_line(orig) if orig else "no connection is free"
                 reason = mask_in(reason, self.url)
                 if not _passes(cause, self.url):
+                    self.waiting_for = None
                     where = f"{self.key}={mask_url(self.url)}"
                     raise DatabaseError(f"{where}: the database failed: {reason}") from error
                 self._note(reason)
