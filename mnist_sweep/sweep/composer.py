@@ -36,12 +36,8 @@ class Composer:
             config = self.loader.load_sweep_config(self.config, overrides)
             try:
                 self._overrides, self._pickled = overrides, pickle.dumps(config)
-            except (
-                pickle.PicklingError,
-                TypeError,
-                AttributeError,
-            ):  # a class of the script itself
-                self._can_copy = False
+            except (pickle.PicklingError, TypeError, AttributeError):
+                self._can_copy = False  # it contains a class that is defined in the script
             return config
         copied: DictConfig = pickle.loads(self._pickled)
         listed = copied.hydra.overrides.task  # without the overrides of Hydra's own settings

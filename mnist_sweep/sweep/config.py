@@ -70,9 +70,8 @@ class SweepConfig:
     store: Annotated[str, NOT_EMPTY] = "multirun"
     # database URL without a password; null: SQLite, <store>/optuna.db
     storage: Annotated[str | None, NOT_EMPTY] = None
-    device: str = (
-        "auto"  # auto and cuda: each worker gets a GPU if there are any; others: it gets none
-    )
+    # auto, cuda: each worker gets a GPU if there are any; others: it gets none
+    device: str = "auto"
     # let a sampler that keeps pickles in `storage` (CMA-ES) run code from it, as long as only people you
     # trust can write to it; the default storage counts as your own
     trust: bool = False

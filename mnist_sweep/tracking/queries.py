@@ -156,6 +156,22 @@ def tag_is(name: str, value: str) -> str:
     return f"tags.{name} = {quote}{value}{quote}"
 
 
+def trial_runs(
+    client: MlflowClient, experiment: str, sweep: str, *conditions: str
+) -> Iterator[tuple[int, Run]]:
+    """Yield the runs of a sweep's trials with the numbers of the trials, the newest first.
+
+    Args:
+        conditions: that every run must meet, in MLflow's query language.
+    """
+    known = client.get_experiment_by_name(experiment)
+    if known is None:
+        return
+    query = " AND ".join((tag_is("sweep", sweep), IS_TRIAL, *conditions))
+    for run in find_runs(client, [known.experiment_id], query):
+        yield int(run.data.tags["trial"]), run
+
+
 def trained_runs(uri: str, experiment_id: str, sweep: str) -> list[Run]:
     """Return the runs of a sweep that finished and were not pruned, the oldest first."""
     query = f"{tag_is('sweep', sweep)} AND {TRAINED}"
@@ -360,10 +376,6 @@ def delete_models_of_sweep(
     Deletes files only in the folder `artifacts`.
     """
     client = MlflowClient(uri)
-    known = client.get_experiment_by_name(experiment)
-    if known is None:
-        return
-    query = f"{tag_is('sweep', sweep)} AND {IS_TRIAL}"
-    for run in find_runs(client, [known.experiment_id], query):
-        if int(run.data.tags["trial"]) not in kept:
+    for number, run in trial_runs(client, experiment, sweep):
+        if number not in kept:
             delete_models(client, run, artifacts)

@@ -32,7 +32,7 @@ from mnist_sweep.common.errors import UserError
 from mnist_sweep.common.files import make_database, make_folder
 from mnist_sweep.common.secrets import mask_in, mask_url, masked
 from mnist_sweep.tracking import provenance
-from mnist_sweep.tracking.queries import IS_TRIAL, connect, find_runs, store_errors, tag_is
+from mnist_sweep.tracking.queries import connect, find_runs, store_errors, tag_is, trial_runs
 from mnist_sweep.tracking.retry import RETRY_FOR_S, is_outage, retried
 from mnist_sweep.tracking.tracker import Tracker
 
@@ -153,12 +153,8 @@ def close_lost_runs(uri: str, experiment: str, sweep: str, finished: Collection[
         finished: numbers of the trials that have ended.
     """
     client = MlflowClient(uri)
-    known = client.get_experiment_by_name(experiment)
-    if known is None:
-        return
-    query = f"{tag_is('sweep', sweep)} AND {IS_TRIAL} AND attributes.status = 'RUNNING'"
-    for run in find_runs(client, [known.experiment_id], query):
-        if int(run.data.tags["trial"]) in finished:
+    for number, run in trial_runs(client, experiment, sweep, "attributes.status = 'RUNNING'"):
+        if number in finished:
             client.set_terminated(run.info.run_id, "KILLED")
             log.info("marked run %s KILLED: its host is lost", run.info.run_name)
 
