@@ -5,7 +5,7 @@ READY := .venv/.ready
 
 SUDO := $(shell test "$$(id -u)" = 0 || echo sudo)
 
-.PHONY: setup sweep test test-browser test-postgres lint types check
+.PHONY: setup sweep test test-browser test-postgres test-cluster lint types check
 
 setup: $(READY)
 
@@ -18,7 +18,7 @@ sweep: setup
 	$(BIN)/python -m mnist_sweep -m model=simple,deeper,vgg trainer=quick data.train_size=4000
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not browser and not postgres"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not browser and not postgres and not cluster"
 
 # In Debian's Chromium. MNIST_SWEEP_SCREENSHOTS=docs/images takes the pictures in docs/ again.
 test-browser: setup
@@ -32,6 +32,13 @@ test-postgres: setup
 	  $(SUDO) apt-get install -y -qq --no-install-recommends postgresql; }
 	$(BIN)/python -m pytest -n 2 -m postgres
 
+# With SLURM, Ray and PostgreSQL servers on hosts made of network namespaces. Needs root.
+test-cluster: setup
+	{ command -v slurmctld && command -v ip && ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1 || { \
+	  $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends \
+	  slurm-wlm munge iproute2 postgresql; }
+	$(BIN)/python -m pytest -m cluster
+
 lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -39,4 +46,4 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-check: lint types test test-browser test-postgres
+check: lint types test test-browser test-postgres test-cluster
